@@ -1,0 +1,143 @@
+"""The few forms that cross a wall between parts: pyramids, labels, outputs, matches, detections, losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Pyramid = dict[int, Tensor]
+"""stride -> [B, C, H/stride, W/stride], fine to coarse: the one form in which features travel."""
+
+
+class Level(NamedTuple):
+    """What a component takes or gives at one scale, known before any tensor exists."""
+
+    stride: int
+    channels: int
+
+
+class Letterbox(NamedTuple):
+    """How an image was fitted into the network input: scaled by `ratio`, then padded. Sizes in pixels."""
+
+    ratio: float
+    left: int
+    top: int
+    height: int
+    width: int
+    """height, width: of the original, upright image."""
+
+
+@dataclass(slots=True)
+class Targets:
+    """One batch of labels: M objects over B images. Coordinates are fractions of the network input."""
+
+    image_index: Tensor  # [M] int64
+    classes: Tensor  # [M] int64
+    boxes_cxcywh: Tensor  # [M, 4] float32
+    masks: Tensor | None = None  # [M, H/4, W/4] uint8 in {0, 1}; an all-zero mask: this object has none
+    keypoints: Tensor | None = None  # [M, K, 3] x, y, v in {0, 1, 2}; all v zero: this object has none
+    labelled: dict[str, Tensor] = field(default_factory=dict)  # task -> [B] bool: may this image be judged on it?
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return Targets(
+            *(tensor.to(device, non_blocking=non_blocking) for tensor in (self.image_index, self.classes)),
+            boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=non_blocking),
+            masks=move(self.masks),
+            keypoints=move(self.keypoints),
+            labelled={task: flags.to(device, non_blocking=non_blocking) for task, flags in self.labelled.items()},
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a loader yields: pixels, or features computed beforehand, with their labels."""
+
+    targets: Targets
+    indices: Tensor  # [B] int64: number of each image in the data set's records
+    letterboxes: list[Letterbox]  # how to bring predictions back to original pixels (meaningless after mosaic)
+    images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
+    pyramid: Pyramid | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        return replace(
+            self,
+            targets=self.targets.to(device, non_blocking),
+            images=None if self.images is None else self.images.to(device, non_blocking=non_blocking),
+            pyramid=None
+            if self.pyramid is None
+            else {stride: level.to(device, non_blocking=non_blocking) for stride, level in self.pyramid.items()},
+        )
+
+
+class MaskOutputs(NamedTuple):
+    """Raw output of the segment branch: an instance's mask is sigmoid(coefficients . prototypes)."""
+
+    coefficients: list[Tensor]  # per level [B, A, H, W, P]
+    prototypes: Tensor  # [B, P, H/4, W/4]
+
+
+class Outputs(NamedTuple):
+    """One forward pass, raw; the same type in training and evaluation."""
+
+    adapted: Pyramid  # what the adapters gave; empty without an entry
+    fused: Pyramid  # what the branches saw
+    detect: list[Tensor]  # per level [B, A, H, W, 5 + classes]: the classic three maps
+    segment: MaskOutputs | None = None
+    keypoint: list[Tensor] | None = None  # per level [B, A, H, W, 3 * K]
+
+
+class Matches(NamedTuple):
+    """The anchors of one level that are responsible for objects; N pairs of anchor and object."""
+
+    image: Tensor  # [N] int64
+    anchor: Tensor  # [N] int64
+    row: Tensor  # [N] int64
+    column: Tensor  # [N] int64
+    object: Tensor  # [N] int64: number of the object in Targets
+    box: Tensor  # [N, 4]: centre relative to the cell's corner, size; both in cells of this level
+
+
+class Assignment(NamedTuple):
+    """Which anchor answers for which object, computed once a step and shared by all branches."""
+
+    levels: list[Matches]
+
+
+@dataclass(slots=True)
+class Detections:
+    """What was found in one image, best first. Pixels of the image that `size` gives."""
+
+    boxes_xyxy: Tensor  # [N, 4] float32
+    scores: Tensor  # [N] float32
+    classes: Tensor  # [N] int64
+    masks: Tensor | None = None  # [N, height, width] bool
+    keypoints: Tensor | None = None  # [N, K, 3]: x, y in pixels, visibility in 0..1
+    size: tuple[int, int] = (0, 0)  # height, width
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to(self, device: torch.device | str) -> Detections:
+        return Detections(
+            self.boxes_xyxy.to(device),
+            self.scores.to(device),
+            self.classes.to(device),
+            None if self.masks is None else self.masks.to(device),
+            None if self.keypoints is None else self.keypoints.to(device),
+            self.size,
+        )
+
+
+@dataclass(slots=True)
+class LossReport:
+    """One step's losses. `total` is what is minimised; `components` are its visible parts, by dotted name."""
+
+    total: Tensor  # scalar
+    tasks: dict[str, Tensor]  # task -> scalar: the sum of its components
+    components: dict[str, Tensor]  # "detect.box", "segment.mask", "keypoint.location", ... -> scalar
