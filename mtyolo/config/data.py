@@ -1,0 +1,70 @@
+"""The data file: where images and labels are, and what the numbers in them mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mtyolo.config.model import Strict
+
+Paths = str | list[str] | None
+
+
+class DataConfig(Strict):
+    """The ultralytics convention, extended by COCO json and by several kinds of labels for one image."""
+
+    path: str | None = None
+    """Root of the other paths, relative to this file's folder. Default: this file's folder."""
+    train: Paths = None
+    val: Paths = None
+    test: Paths = None
+    annotations: dict[Literal["train", "val", "test"], str | list[str]] = {}
+    """Split -> COCO json files; files about the same images and annotation ids are merged."""
+    labels: str | list[str] | None = None
+    """Folders of YOLO txt that take the place of `images`. Default: those of labels, labels-seg, labels-pose that exist."""
+    names: dict[int, str] | list[str] | None = None
+    nc: Annotated[int, Field(gt=0)] | None = None
+    kpt_shape: tuple[int, int] | None = None
+    flip_idx: list[int] | None = None
+    kpt_names: Any = None
+    kpt_sigmas: list[float] | None = None
+    """OKS falloff per keypoint. Default: COCO's for 17 points, else 1/points each."""
+    tasks: list[Literal["detect", "segment", "keypoint"]] | None = None
+    """What the images are labelled for. Default: what the label files hold."""
+    join: list[str] = []
+    """Further data files; their classes are matched by name."""
+    download: Any = None  # read and ignored: mtyolo fetches nothing
+
+    @field_validator("names")
+    @classmethod
+    def _names_have_no_gap(cls, names: dict[int, str] | list[str] | None) -> dict[int, str] | None:
+        if names is None:
+            return None
+        named = dict(enumerate(names)) if isinstance(names, list) else names
+        missing = sorted(set(range(len(named))) - set(named))
+        if missing:
+            raise ValueError(f"class numbers must run 0 to {len(named) - 1} without a gap; {missing[0]} is missing")
+        return dict(sorted(named.items()))
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> DataConfig:
+        if self.names is None and self.nc is None and not self.annotations and not self.join:
+            raise ValueError("neither names nor nc says which classes there are; add names: {0: person, …}")
+        if self.names is not None and self.nc is not None and self.nc != len(self.names):
+            raise ValueError(f"nc says {self.nc} classes, names lists {len(self.names)}; make them agree or drop nc")
+        if self.kpt_shape is not None:
+            points, values = self.kpt_shape
+            if points < 1 or values not in (2, 3):
+                raise ValueError(f"kpt_shape is [points, 2 or 3], got [{points}, {values}]")
+            self._check_flip(points)
+        return self
+
+    def _check_flip(self, points: int) -> None:
+        if self.flip_idx is not None and sorted(self.flip_idx) != list(range(points)):
+            raise ValueError(
+                f"flip_idx has {len(self.flip_idx)} entries and kpt_shape {points} points; "
+                f"it must name each of 0..{points - 1} once: the point that each becomes in a mirror"
+            )
+        if self.kpt_sigmas is not None and len(self.kpt_sigmas) != points:
+            raise ValueError(f"kpt_sigmas has {len(self.kpt_sigmas)} entries, kpt_shape {points} points")

@@ -1,0 +1,126 @@
+"""The model file: extractor, adapters, detector, tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Normalisation(Strict):
+    """Per-channel mean and standard deviation of pixels in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ExtractorConfig(Strict):
+    """From images to features, or the description of features made elsewhere."""
+
+    name: str
+    """timm/<model>, `features` (given from outside, needs `levels`), or package.module:Class."""
+    weights: str = "imagenet"
+    """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth."""
+    strides: tuple[Positive, ...] | None = None
+    """Which levels to take. Default: those the detector's entry asks for, as far as the extractor has them."""
+    levels: dict[Positive, Positive] | None = None
+    """Only for `features`: stride -> channels of what will be given."""
+    normalisation: Normalisation | None = None
+    """Default: what the extractor was trained with."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of the timm model or class."""
+
+    @model_validator(mode="after")
+    def _levels_belong_to_features(self) -> ExtractorConfig:
+        if self.name == "features" and not self.levels:
+            raise ValueError("features from outside need their levels, for example levels: {8: 64, 16: 128, 32: 256}")
+        if self.name != "features" and self.levels:
+            raise ValueError(f"levels are read from {self.name} itself; give them only with name: features")
+        return self
+
+
+class AdaptersConfig(Strict):
+    """From the extractor's features to the tensors that the replaced layers would have produced."""
+
+    type: str = "conv"
+    """identity, conv, pyramid, or package.module:Class."""
+    depth: Positive = 1
+    norm: Literal["batch", "group", "none"] = "batch"
+    match_statistics: bool = False
+    """Set the output's per-channel mean and variance to those of the replaced layer, over a few batches."""
+    arguments: dict[str, Any] = {}
+
+
+class DetectorConfig(Strict):
+    """The YOLOv5 layer list, its weights, and where features enter it."""
+
+    graph: str
+    weights: str | None = None
+    entry: dict[int | Literal["input"], Positive] | None = None
+    """Layer number -> stride. Default: the outputs that the neck takes from the backbone. `input`: the first layer."""
+
+
+class DetectConfig(Strict):
+    pass
+
+
+class SegmentConfig(Strict):
+    prototypes: Positive = 32
+    channels: Positive | None = None
+    """Width inside the prototype network. Default: 256 times the graph's width multiple, as official files have it."""
+
+
+class KeypointConfig(Strict):
+    points: Positive = 17
+
+
+class TasksConfig(Strict):
+    """Branches beside each other on the same anchors. Masks and keypoints belong to boxes: detect is always there."""
+
+    detect: DetectConfig = DetectConfig()
+    segment: SegmentConfig | None = None
+    keypoint: KeypointConfig | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_means_default(cls, value: Any, info: Any) -> Any:
+        # `segment:` with nothing behind it reads as None in YAML, and means the defaults to a person.
+        return {} if value is None else value
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class ModelConfig(Strict):
+    """A whole model file."""
+
+    extractor: ExtractorConfig | None = None
+    adapters: AdaptersConfig = AdaptersConfig()
+    detector: DetectorConfig
+    tasks: TasksConfig | None = None
+    """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
+    names: dict[int, str] | None = None
+    """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+
+
+def resolve_beside(name: str, document: Path) -> Path | None:
+    """A file named in a YAML file: as given, beside that file, or shipped with mtyolo. None if nowhere."""
+    shipped = shipped_configs()
+    for candidate in (document.parent / name, Path(name), shipped / name, shipped / "plans" / name):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def shipped_configs() -> Path:
+    """The folder of YAML files that come with mtyolo: in the package once installed, else in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "model_cfgs"
+    return inside if inside.is_dir() else package.parent / "model_cfgs"

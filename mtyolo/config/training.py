@@ -1,0 +1,66 @@
+"""Options of a training run, with the values of the official recipe as defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtyolo.config.model import Positive, Strict
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentConfig(Strict):
+    """How training images vary. All zero: letterbox only."""
+
+    mosaic: Fraction = 1.0
+    """Probability of joining four images."""
+    flip: Fraction = 0.5
+    scale: Fraction = 0.5
+    """Gain is drawn from 1 - scale to 1 + scale."""
+    translate: Fraction = 0.1
+    """Shift, as a fraction of the image."""
+    hue: Fraction = 0.015
+    saturation: Fraction = 0.7
+    value: Fraction = 0.4
+
+
+class LossGains(Strict):
+    """Weights of the loss components. The first three are the official ones."""
+
+    box: float = 0.05
+    objectness: float = 1.0
+    classes: float = 0.5
+    """Scaled by classes / 80, as the official trainer does."""
+    mask: float = 0.05
+    """The official segment trainer weighs masks like boxes."""
+    location: float = 0.1
+    visibility: float = 0.05
+
+
+class TrainConfig(Strict):
+    """One training run."""
+
+    epochs: Positive = 100
+    imgsz: Positive = 640
+    batch: Positive = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    final_lr: Fraction = 0.01
+    """Fraction of lr at the end of the cosine."""
+    momentum: Fraction = 0.937
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0005
+    warmup_epochs: Annotated[float, Field(ge=0)] = 3.0
+    ema_decay: Fraction = 0.9999
+    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    accumulate: Positive = 1
+    patience: Positive | None = None
+    """Stop after so many epochs without a better fitness. Default: never."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    seed: int = 0
+    device: str = "auto"
+    gains: LossGains = LossGains()
+    augment: AugmentConfig = AugmentConfig()
