@@ -61,7 +61,8 @@ class AdaptersConfig(Strict):
 class DetectorConfig(Strict):
     """The YOLOv5 layer list, its weights, and where features enter it."""
 
-    graph: str
+    graph: str | dict[str, Any]
+    """A YOLOv5-style file; or, in saved weights, its content."""
     weights: str | None = None
     entry: dict[int | Literal["input"], Positive] | None = None
     """Layer number -> stride. Default: the outputs that the neck takes from the backbone. `input`: the first layer."""
@@ -78,7 +79,8 @@ class SegmentConfig(Strict):
 
 
 class KeypointConfig(Strict):
-    points: Positive = 17
+    points: Positive | None = None
+    """Default: the data set's kpt_shape, or COCO's 17."""
 
 
 class TasksConfig(Strict):

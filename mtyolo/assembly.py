@@ -1,0 +1,253 @@
+"""From a YAML file to a model, and from a file of weights back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from mtyolo.adapters import ADAPTERS, make_adapters
+from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside
+from mtyolo.config.reading import Document, read_yaml, validate
+from mtyolo.errors import ConfigError
+from mtyolo.extractors import EXTRACTORS, make_extractor
+from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
+from mtyolo.graph.official import OfficialCheckpoint, read_official
+from mtyolo.graph.reading import GraphSpec, read_graph, scaled_channels
+from mtyolo.graph.transfer import transfer
+from mtyolo.model import Model
+from mtyolo.structures import Level, Pyramid
+from mtyolo.tasks.detect.branch import DetectBranch
+from mtyolo.tasks.keypoint.branch import KeypointBranch
+from mtyolo.tasks.segment.branch import SegmentBranch
+
+COCO_POINTS = 17
+PROTOTYPE_CHANNELS = 256
+"""Width of the prototype network before the graph's width multiple, as in the official -seg files."""
+
+Registry = Mapping[str, Any]
+
+
+def build(
+    config: str | Path | Mapping[str, Any] | ModelConfig,
+    *,
+    names: Mapping[int, str] | None = None,
+    points: int | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
+    trust: bool = False,
+) -> Model:
+    """Assemble a model and load the weights that its file names.
+
+    config: a model file, or a plain YOLOv5 layer list (own backbone, the tasks of its last layer).
+    names, points: classes and keypoints of the data, in place of the file's or the checkpoint's.
+    extractors, adapters: your own classes by name, beside the built-in ones. trust: also import `package.module:Class`.
+    Raises ConfigError or CheckpointError naming the place of what is wrong.
+    """
+    resolved = resolve(config)
+    official = read_official(resolved.detector.weights) if resolved.detector.weights else None
+    own = resolved.names or names or (official.names if official else None)
+    model = assemble(resolved, names=own, points=points, extractors=extractors, adapters=adapters, trust=trust)
+    if official is not None:
+        transfer(official, model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def resolve(config: str | Path | Mapping[str, Any] | ModelConfig) -> ModelConfig:
+    """A model file with its graph's content inside, its weights' path absolute and its tasks spelled out."""
+    beside = Path()
+    if isinstance(config, ModelConfig):
+        model = config
+    else:
+        document = _document(config)
+        beside = document.path.parent
+        model = _read_config(document)
+    graph_path, spec = _graph(model, beside)
+    weights = _weights(model, graph_path.parent, beside)
+    tasks = model.tasks or (TasksConfig(segment=SegmentConfig()) if spec.head.block == "Segment" else TasksConfig())
+    extractor = model.extractor
+    if extractor and extractor.weights not in ("imagenet", "none"):
+        found = resolve_beside(extractor.weights, beside / "model.yaml")
+        extractor = extractor.model_copy(update={"weights": str((found or Path(extractor.weights)).absolute())})
+    detector = model.detector.model_copy(update={"graph": spec.content, "weights": weights})
+    return model.model_copy(update={"detector": detector, "tasks": tasks, "extractor": extractor})
+
+
+def assemble(
+    config: ModelConfig,
+    *,
+    names: Mapping[int, str] | None = None,
+    points: int | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
+    trust: bool = False,
+    weights: bool = True,
+) -> Model:
+    """Modules from a resolved config; without weights when `weights` is false (a file of weights brings them)."""
+    spec = read_graph(_mapping(config.detector.graph))
+    names = dict(names or config.names or {number: str(number) for number in range(spec.classes)})
+    entry = _entry(config, spec)
+    extractor, channels = None, 3
+    if config.extractor is not None:
+        chosen = config.extractor if weights else config.extractor.model_copy(update={"weights": "none"})
+        extractor = make_extractor(chosen, tuple(sorted(entry.values())), EXTRACTORS | dict(extractors or {}), trust=trust)
+        channels = _input_channels(entry, extractor.levels)
+    graph = Graph(spec, entry=entry, channels=channels)
+    adapter = None
+    if extractor is not None:
+        registry = ADAPTERS | dict(adapters or {})
+        adapter = make_adapters(config.adapters, extractor.levels, graph.entry_levels, registry, trust=trust)
+    tasks = _tasks_with_points(config.tasks or TasksConfig(), points)
+    return Model(
+        extractor=extractor,
+        adapters=adapter,
+        graph=graph,
+        branches=_branches(tasks, graph, len(names)),
+        names=names,
+        config=config.model_copy(update={"tasks": tasks, "names": names}),
+    )
+
+
+class AlignmentTeacher(nn.Module):
+    """The replaced layers of the original pretrained network: what adapters are aligned to.
+
+    images [B, 3, H, W] in 0..1 -> stride -> output of the layer that the entry replaces. Always in evaluation mode.
+    """
+
+    def __init__(self, official: OfficialCheckpoint, entry: Mapping[int, int]) -> None:
+        super().__init__()
+        self.graph = Graph(official.graph, wanted=tuple(entry))
+        prefix = "model."
+        self.graph.layers.load_state_dict(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in official.tensors.items()
+                if name.removeprefix(prefix).split(".")[0] in self.graph.layers
+            }
+        )
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> AlignmentTeacher:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> Pyramid:
+        return self.graph(images.contiguous(memory_format=torch.channels_last), {})
+
+
+def alignment_teacher(model: Model) -> AlignmentTeacher:
+    """The layers that `model`'s features replace, from the official weights that its file names."""
+    weights = model.config.detector.weights
+    if not model.graph.entry or INPUT in model.graph.entry:
+        raise ConfigError("align: no layer of this model is replaced by features, so there is nothing to align to")
+    if weights is None:
+        raise ConfigError("align: the replaced layers are the teacher; name detector.weights: an official checkpoint")
+    teacher = AlignmentTeacher(read_official(weights), model.graph.entry)
+    return teacher.to(memory_format=torch.channels_last)
+
+
+def _document(config: str | Path | Mapping[str, Any]) -> Document:
+    if isinstance(config, Mapping):
+        return Document(Path("model"), dict(config), {})
+    found = resolve_beside(str(config), Path("model.yaml"))
+    return read_yaml(found or config)
+
+
+def _read_config(document: Document) -> ModelConfig:
+    if isinstance(document.content, dict) and "backbone" in document.content:
+        return ModelConfig.model_validate({"detector": {"graph": str(document.path) if document.lines else document.content}})
+    return validate(ModelConfig, document)
+
+
+def _mapping(graph: str | dict[str, Any]) -> dict[str, Any]:
+    assert isinstance(graph, dict), "resolve() puts the graph's content into the config"
+    return graph
+
+
+def _graph(model: ModelConfig, beside: Path) -> tuple[Path, GraphSpec]:
+    if isinstance(model.detector.graph, dict):
+        return Path("graph"), read_graph(model.detector.graph)
+    path = resolve_beside(model.detector.graph, beside / "model.yaml")
+    if path is None:
+        raise ConfigError(f"detector.graph: no file {model.detector.graph!r} beside the model file, here, or in mtyolo")
+    return path, read_graph(path)
+
+
+def _weights(model: ModelConfig, *folders: Path) -> str | None:
+    name = model.detector.weights
+    if name is None:
+        return None
+    for folder in folders:
+        found = resolve_beside(name, folder / "model.yaml")
+        if found is not None:
+            return str(found.absolute())
+    return str(Path(name).absolute())
+
+
+def _entry(config: ModelConfig, spec: GraphSpec) -> dict[int, int]:
+    if config.extractor is None:
+        if config.detector.entry:
+            raise ConfigError("detector.entry says where features enter, but there is no extractor to make them")
+        return {}
+    if config.detector.entry is None:
+        levels = layer_levels(spec)
+        return {layer: levels[layer].stride for layer in default_entry(spec)}
+    if not config.detector.entry:
+        raise ConfigError("detector.entry is empty, so nothing takes the extractor's features; leave it out for the default")
+    return {INPUT if layer == "input" else int(layer): stride for layer, stride in config.detector.entry.items()}
+
+
+def _input_channels(entry: Mapping[int, int], levels: tuple[Level, ...]) -> int:
+    if INPUT not in entry:
+        return 3
+    channels = {level.stride: level.channels for level in levels}
+    if entry[INPUT] not in channels:
+        raise ConfigError(f"entry: input wants stride {entry[INPUT]}, the extractor gives {sorted(channels)}")
+    return channels[entry[INPUT]]
+
+
+def _tasks_with_points(tasks: TasksConfig, points: int | None) -> TasksConfig:
+    if tasks.keypoint is None:
+        return tasks
+    chosen = tasks.keypoint.points or points or COCO_POINTS
+    if points and chosen != points:
+        raise ConfigError(f"tasks.keypoint.points is {chosen}, the data set's kpt_shape says {points}")
+    return tasks.model_copy(update={"keypoint": tasks.keypoint.model_copy(update={"points": chosen})})
+
+
+def _branches(tasks: TasksConfig, graph: Graph, classes: int) -> dict[str, nn.Module]:
+    levels = tuple(sorted(graph.wanted_levels))
+    anchors = _anchors(graph)
+    branches: dict[str, nn.Module] = {"detect": DetectBranch(levels, classes, anchors)}
+    if tasks.segment is not None:
+        width = tasks.segment.channels or scaled_channels(PROTOTYPE_CHANNELS, graph.spec.width)
+        branches["segment"] = SegmentBranch(levels, len(anchors[0]), tasks.segment.prototypes, width)
+    if tasks.keypoint is not None:
+        branches["keypoint"] = KeypointBranch(levels, len(anchors[0]), tasks.keypoint.points or COCO_POINTS)
+    return branches
+
+
+def _anchors(graph: Graph) -> list[list[list[float]]]:
+    """[L][A][2] in pixels, fine to coarse."""
+    spec = graph.spec
+    if isinstance(spec.anchors, int):
+        return [default_anchors(level.stride, spec.anchors) for level in sorted(graph.wanted_levels)]
+    by_stride = {
+        level.stride: [[row[i], row[i + 1]] for i in range(0, len(row), 2)]
+        for level, row in zip(graph.wanted_levels, spec.anchors, strict=True)
+    }
+    return [by_stride[stride] for stride in sorted(by_stride)]
+
+
+def default_anchors(stride: int, count: int) -> list[list[float]]:
+    """Anchors where a graph says only how many: an octave of sizes from twice the stride, square, tall and wide in turn."""
+    sizes = [2 * stride * 2 ** (index / count) for index in range(count)]
+    shapes = [(1.0, 1.0), (0.7, 1.4), (1.4, 0.7)]
+    return [[size * shapes[i % 3][0], size * shapes[i % 3][1]] for i, size in enumerate(sizes)]
+
+
+__all__ = ["AlignmentTeacher", "ValidationError", "alignment_teacher", "assemble", "build", "resolve"]

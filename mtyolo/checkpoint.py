@@ -1,0 +1,92 @@
+"""Weights for use: one safetensors file with the configuration inside; and opening whatever file a person names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtyolo.assembly import Registry, assemble, build
+from mtyolo.config.model import ModelConfig
+from mtyolo.errors import CheckpointError
+from mtyolo.graph.official import read_official
+from mtyolo.model import Model
+
+FORMAT = "mtyolo/1"
+
+
+def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] | None = None) -> Path:
+    """Write a model's weights and configuration to one `.safetensors` file, by way of a temporary name.
+
+    tensors: a state dict in place of the model's own (an average of weights, say).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "config": model.config.model_dump_json()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or model.state_dict()).items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(state, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(
+    path: Path | str, *, extractors: Registry | None = None, adapters: Registry | None = None, trust: bool = False
+) -> Model:
+    """A model from an official `.pt` or from weights that mtyolo wrote. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
+    if path.suffix != ".safetensors":
+        return _load_official(path)
+    config, state = _read(path)
+    model = assemble(config, extractors=extractors, adapters=adapters, trust=trust, weights=False)
+    _fill(path, model, state)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _load_official(path: Path) -> Model:
+    official = read_official(path)
+    config = ModelConfig.model_validate({"detector": {"graph": official.graph.content, "weights": str(path.absolute())}})
+    return build(config)
+
+
+def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file without a model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            "weights of an extractor belong into a model file, under extractor.weights"
+        )
+    return ModelConfig.model_validate(json.loads(metadata["config"])), state
+
+
+def _fill(path: Path, model: Model, state: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        first = missing[0] if missing else extra[0]
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensors are missing and {len(extra)} unknown, first {first}; "
+            "it was written by another version of mtyolo or of a library it uses"
+        )
+    wrong = next((name for name in own if own[name].shape != state[name].shape), None)
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong} is {list(state[wrong].shape)}, the model needs {list(own[wrong].shape)}"
+        )
+    model.load_state_dict(state)

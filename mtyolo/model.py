@@ -1,0 +1,156 @@
+"""The model: extractor, adapters, graph, branches. Its forward is the architecture figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, channels_last, nn
+
+from mtyolo.adapters.checking import check_pyramid
+from mtyolo.config.model import ModelConfig
+from mtyolo.config.reading import nearest
+from mtyolo.errors import ConfigError, DataError
+from mtyolo.graph.network import Graph
+from mtyolo.structures import Outputs, Pyramid
+from mtyolo.tasks.detect.decode import decode
+
+Size = tuple[int, int]
+
+PARTS = ("extractor", "adapters", "detector", "detector.backbone", "detector.neck", "detect", "segment", "keypoint")
+"""Names that a plan can train or freeze; `detector.17` names a single layer."""
+
+
+class Model(nn.Module):
+    """A multi-task YOLOv5 on images or features.
+
+    extractor, adapters: None where the graph's own backbone sees the images.
+    branches: task -> module, detect first. names: class number -> name.
+    config: what `save_weights` keeps, so that the same model can be built again.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: nn.Module | None,
+        adapters: nn.Module | None,
+        graph: Graph,
+        branches: Mapping[str, nn.Module],
+        names: Mapping[int, str],
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.adapters = adapters
+        self.graph = graph
+        self.branches = nn.ModuleDict(branches)
+        self.names = dict(names)
+        self.config = config
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.branches)
+
+    @property
+    def strides(self) -> list[int]:
+        """Of the branches' maps, fine to coarse."""
+        return sorted(level.stride for level in self.graph.wanted_levels)
+
+    @property
+    def largest_stride(self) -> int:
+        """Input sizes must be a multiple of this."""
+        return max(level.stride for level in self.graph.levels.values())
+
+    @property
+    def anchors(self) -> Tensor:
+        """[L, A, 2] width and height in pixels."""
+        return self.branches["detect"].get_buffer("anchors")
+
+    @property
+    def keypoints(self) -> int | None:
+        """Number of points per object, None without a keypoint branch."""
+        keypoint = self.config.tasks.keypoint if self.config.tasks else None
+        return keypoint.points if keypoint else None
+
+    def forward(
+        self, images: Tensor | None = None, *, pyramid: Pyramid | None = None, size: Size | None = None
+    ) -> Outputs:
+        """One pass, raw maps; the same in training and evaluation.
+
+        images: [B, 3, H, W] RGB in 0..1. pyramid: features in place of the extractor's, stride -> [B, C, H/stride,
+        W/stride]. size: (H, W) of the network input, needed only where the pyramid's own sizes do not tell.
+        Raises DataError for a size that does not fit, ConfigError for an input that this model does not take.
+        """
+        size = self._input_size(images, pyramid, size)
+        if images is not None:
+            images = images.contiguous(memory_format=channels_last)
+        if pyramid is None and self.extractor is not None:
+            pyramid = self.extractor(images)
+        adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
+        fused = self.graph(images, adapted)
+        return Outputs(adapted, fused, **{task: branch(fused) for task, branch in self.branches.items()})
+
+    def decode(self, outputs: Outputs) -> Tensor:
+        """The classic [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores."""
+        return decode(outputs.detect, self.anchors, self.strides)
+
+    def part(self, name: str) -> list[tuple[str, nn.Module]]:
+        """A part's modules with their prefix in `state_dict`. Raises ConfigError for a name that matches nothing."""
+        found = [(prefix, module) for prefix, module in self._part(name) if module is not None]
+        if not found:
+            known = [part for part in PARTS if any(module is not None for _, module in self._part(part))]
+            layers = [f"detector.{layer}" for layer in self.graph.layers]
+            raise ConfigError(f"this model has no part {name!r}; {nearest(name, [*known, *layers], limit=len(known))}")
+        return found
+
+    def _part(self, name: str) -> list[tuple[str, nn.Module | None]]:
+        branches = dict(self.branches.items())
+        detect = ("branches.detect", branches["detect"])
+        if name in ("extractor", "adapters"):
+            return [(name, getattr(self, name))]
+        if name == "detector":
+            return [("graph", self.graph), detect]
+        if name in PARTS and not name.startswith("detector."):
+            return [(f"branches.{name}", branches.get(name))]
+        head, length = self.graph.spec.head.number, self.graph.spec.backbone_length
+        if name == f"detector.{head}":
+            return [detect]
+        wanted = {
+            "detector.backbone": lambda number: number < length,
+            "detector.neck": lambda number: number >= length,
+        }.get(name, lambda number: f"detector.{number}" == name)
+        return [(f"graph.layers.{key}", layer) for key, layer in self.graph.layers.items() if wanted(int(key))]
+
+    def _input_size(self, images: Tensor | None, pyramid: Pyramid | None, size: Size | None) -> Size:
+        if images is None and pyramid is None:
+            raise ConfigError("give images, or pyramid={stride: features, …}")
+        if pyramid is not None:
+            if self.adapters is None or self.extractor is None:
+                raise ConfigError("this model takes images; name an extractor in its YAML to let features enter")
+            if images is None and self.graph.needs_images:
+                raise ConfigError(
+                    "layers before the entry still need the images: give them beside the pyramid, or replace more layers"
+                )
+            levels = getattr(self.extractor, "levels", ())
+            size = check_pyramid(pyramid, levels, tuple(images.shape[-2:]) if images is not None else size)
+        if images is not None:
+            size = self._image_size(images)
+        assert size is not None
+        self._check_multiple(size)
+        return size
+
+    def _image_size(self, images: Tensor) -> Size:
+        expected = 3 if self.extractor is not None else self.graph.levels[-1].channels
+        if images.ndim != 4 or images.shape[1] != expected:
+            raise DataError(f"expected images [B, {expected}, H, W], got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise DataError(f"expected images as floats in 0..1, got {images.dtype}; divide by 255")
+        return images.shape[-2], images.shape[-1]
+
+    def _check_multiple(self, size: Size) -> None:
+        stride = self.largest_stride
+        if any(side % stride for side in size):
+            fitting = "x".join(str(max(1, round(side / stride)) * stride) for side in size)
+            raise DataError(
+                f"an input of {size[0]}x{size[1]} pixels does not divide into cells of {stride}; letterbox it to a "
+                f"multiple of {stride}, for example {fitting} (mtyolo predict and val do this by themselves)"
+            )
