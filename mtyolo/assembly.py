@@ -94,7 +94,9 @@ def assemble(
     extractor, channels = None, 3
     if config.extractor is not None:
         chosen = config.extractor if weights else config.extractor.model_copy(update={"weights": "none"})
-        extractor = make_extractor(chosen, tuple(sorted(entry.values())), EXTRACTORS | dict(extractors or {}), trust=trust)
+        extractor = make_extractor(
+            chosen, tuple(sorted(entry.values())), EXTRACTORS | dict(extractors or {}), trust=trust
+        )
         channels = _input_channels(entry, extractor.levels)
     graph = Graph(spec, entry=entry, channels=channels)
     adapter = None
@@ -159,7 +161,9 @@ def _document(config: str | Path | Mapping[str, Any]) -> Document:
 
 def _read_config(document: Document) -> ModelConfig:
     if isinstance(document.content, dict) and "backbone" in document.content:
-        return ModelConfig.model_validate({"detector": {"graph": str(document.path) if document.lines else document.content}})
+        return ModelConfig.model_validate(
+            {"detector": {"graph": str(document.path) if document.lines else document.content}}
+        )
     return validate(ModelConfig, document)
 
 
@@ -197,7 +201,9 @@ def _entry(config: ModelConfig, spec: GraphSpec) -> dict[int, int]:
         levels = layer_levels(spec)
         return {layer: levels[layer].stride for layer in default_entry(spec)}
     if not config.detector.entry:
-        raise ConfigError("detector.entry is empty, so nothing takes the extractor's features; leave it out for the default")
+        raise ConfigError(
+            "detector.entry is empty, so nothing takes the extractor's features; leave it out for the default"
+        )
     return {INPUT if layer == "input" else int(layer): stride for layer, stride in config.detector.entry.items()}
 
 

@@ -56,7 +56,9 @@ def load(
 
 def _load_official(path: Path) -> Model:
     official = read_official(path)
-    config = ModelConfig.model_validate({"detector": {"graph": official.graph.content, "weights": str(path.absolute())}})
+    config = ModelConfig.model_validate(
+        {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
+    )
     return build(config)
 
 

@@ -78,7 +78,12 @@ class Graph(nn.Module):
 
 def default_entry(spec: GraphSpec) -> tuple[int, ...]:
     """The backbone's layers that the neck takes: 4, 6 and 9 in the stock graphs."""
-    taken = {source for layer in (*spec.layers, spec.head) if layer.number >= spec.backbone_length for source in layer.sources}
+    taken = {
+        source
+        for layer in (*spec.layers, spec.head)
+        if layer.number >= spec.backbone_length
+        for source in layer.sources
+    }
     return tuple(sorted(source for source in taken if 0 <= source < spec.backbone_length))
 
 
@@ -94,7 +99,9 @@ def layer_levels(spec: GraphSpec, channels: int = 3, input_stride: int = 1) -> d
             output = module(inputs if layer.block in JOINING else inputs[0])
         except (RuntimeError, ValueError, TypeError) as error:
             sizes = ", ".join(str(list(tensor.shape[1:])) for tensor in inputs)
-            raise ConfigError(f"{layer.place}: layer {layer.number} ({layer.block}) can not take {sizes}: {error}") from None
+            raise ConfigError(
+                f"{layer.place}: layer {layer.number} ({layer.block}) can not take {sizes}: {error}"
+            ) from None
         shapes[layer.number] = output
         levels[layer.number] = Level(input_stride * round(_PROBE_SIZE / output.shape[-1]), output.shape[1])
     return levels

@@ -57,7 +57,9 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
     anchors = _state(head)["_buffers"]["anchors"].float()
     if not isinstance(stride, Tensor) or anchors.shape[0] != len(stride):
         raise CheckpointError(f"{path}: the strides of its head are missing or do not fit its anchors")
-    return OfficialCheckpoint(path, tensors, graph, _class_names(model, classes), anchors * stride.float()[:, None, None])
+    return OfficialCheckpoint(
+        path, tensors, graph, _class_names(model, classes), anchors * stride.float()[:, None, None]
+    )
 
 
 _GRAPH_KEYS = ("depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
@@ -94,7 +96,15 @@ def _harmless(module: str, name: str) -> Any:
         return getattr(torch, name, None) or getattr(torch.storage, name)
     if module == "torch" and name in ("Size", "device", "float16", "float32", "float64", "int64", "bool"):
         return getattr(torch, name)
-    if module in ("builtins", "__builtin__") and name in ("set", "frozenset", "list", "dict", "tuple", "slice", "complex"):
+    if module in ("builtins", "__builtin__") and name in (
+        "set",
+        "frozenset",
+        "list",
+        "dict",
+        "tuple",
+        "slice",
+        "complex",
+    ):
         return {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple}.get(name, _Inert)
     return type("Inert", (_Inert,), {"qualified_name": f"{module}.{name}"})
 
@@ -116,7 +126,16 @@ def _unpickle(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint: {reason}") from None
 
@@ -128,7 +147,9 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             # torch.load would hand such a file to the TorchScript loader, past the restricted unpickler.
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise CheckpointError(f"{path}: a TorchScript archive, not a checkpoint; give the .pt it was exported from")
+                raise CheckpointError(
+                    f"{path}: a TorchScript archive, not a checkpoint; give the .pt it was exported from"
+                )
 
 
 def _find_model(path: Path, content: Any) -> Any:

@@ -96,7 +96,8 @@ class _Reader:
         specs = [
             self._layer(number, row, (section, index), depth)
             for number, (section, index, row) in enumerate(
-                [("backbone", i, row) for i, row in enumerate(backbone)] + [("head", i, row) for i, row in enumerate(head)]
+                [("backbone", i, row) for i, row in enumerate(backbone)]
+                + [("head", i, row) for i, row in enumerate(head)]
             )
         ]
         *layers, last = specs
@@ -143,7 +144,9 @@ class _Reader:
             return anchors
         sound = isinstance(anchors, list) and all(isinstance(row, list | tuple) for row in anchors)
         if not sound or len({len(row) for row in anchors}) != 1 or len(anchors[0]) % 2:
-            raise self._fail(("anchors",), "anchors must be a list of [w, h, w, h, …] in pixels, equally many per level")
+            raise self._fail(
+                ("anchors",), "anchors must be a list of [w, h, w, h, …] in pixels, equally many per level"
+            )
         if len(anchors) != levels:
             raise self._fail(("anchors",), f"anchors for {len(anchors)} levels, but the head takes {levels}")
         return tuple(tuple(float(value) for value in row) for row in anchors)

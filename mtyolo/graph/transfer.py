@@ -97,7 +97,12 @@ def _split_head(official: OfficialCheckpoint, model: Model) -> dict[str, Tensor]
             masks = rows[:, BOX_ROWS + len(official.names) :]
             if masks.shape[1] and "segment" in model.tasks:
                 _fill_coefficients(model, level, kind, masks, official)
-            fresh = model.get_parameter(f"branches.detect.layers.{level}.{kind}").detach().clone().unflatten(0, (anchors, -1))
+            fresh = (
+                model.get_parameter(f"branches.detect.layers.{level}.{kind}")
+                .detach()
+                .clone()
+                .unflatten(0, (anchors, -1))
+            )
             fresh[:, :BOX_ROWS] = rows[:, :BOX_ROWS]
             ours, theirs = list(picks), list(picks.values())
             fresh[:, [BOX_ROWS + i for i in ours]] = rows[:, [BOX_ROWS + i for i in theirs]]

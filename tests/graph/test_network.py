@@ -1,0 +1,66 @@
+"""Replacement of layer outputs, and pruning."""
+
+import pytest
+import torch
+
+from mtyolo.config.model import shipped_configs
+from mtyolo.errors import ConfigError
+from mtyolo.graph.network import INPUT, Graph
+from mtyolo.graph.reading import read_graph
+
+SPEC = read_graph(shipped_configs() / "yolov5n.yaml")
+
+
+def test_replacing_layers_with_their_own_outputs_changes_nothing() -> None:
+    torch.manual_seed(0)
+    whole = Graph(SPEC).eval()
+    taps = Graph(SPEC, wanted=(4, 6, 9)).eval()
+    neck = Graph(SPEC, entry={4: 8, 6: 16, 9: 32}).eval()
+    taps.load_state_dict(whole.state_dict(), strict=False)
+    neck.load_state_dict(whole.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected, got = whole(images, {}), neck(None, taps(images, {}))
+    for stride in (8, 16, 32):
+        assert torch.equal(expected[stride], got[stride])
+
+
+def test_layers_that_nothing_needs_are_not_built() -> None:
+    neck = Graph(SPEC, entry={4: 8, 6: 16, 9: 32})
+    assert set(neck.layers) == {str(number) for number in range(10, 24)}
+    assert not neck.needs_images
+
+
+def test_entry_in_the_middle_of_the_backbone_keeps_what_follows() -> None:
+    graph = Graph(SPEC, entry={4: 8})
+    assert set(graph.layers) == {str(number) for number in range(5, 24)}
+    assert not graph.needs_images
+
+
+def test_entry_that_leaves_a_path_to_the_image_needs_images_too() -> None:
+    graph = Graph(SPEC, entry={6: 16, 9: 32})
+    assert graph.needs_images
+    images = torch.rand(1, 3, 64, 64)
+    fused = graph.eval()(images, {16: torch.rand(1, 128, 4, 4), 32: torch.rand(1, 256, 2, 2)})
+    assert fused[8].shape == (1, 64, 8, 8)
+
+
+def test_a_first_layer_for_features_multiplies_all_strides() -> None:
+    graph = Graph(SPEC, entry={INPUT: 2}, channels=7)
+    assert [level.stride for level in graph.wanted_levels] == [16, 32, 64]
+    assert graph.layers["0"].conv.in_channels == 7
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({4: 16}, "layer 4 has stride 8, not 16"),
+        ({99: 8}, "there is no layer 99"),
+        ({8: 32, 9: 32}, "each stride once"),
+        ({4: 8, 6: 16, 9: 32, 1: 4}, "nothing takes the output of layer 1"),
+        ({INPUT: 1, 4: 8}, "input stands alone"),
+    ],
+)
+def test_wrong_entries_are_named(entry: dict[int, int], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Graph(SPEC, entry=entry)
