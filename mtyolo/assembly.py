@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from mtyolo.adapters import ADAPTERS, make_adapters
@@ -250,10 +249,10 @@ def _anchors(graph: Graph) -> list[list[list[float]]]:
 
 
 def default_anchors(stride: int, count: int) -> list[list[float]]:
-    """Anchors where a graph says only how many: an octave of sizes from twice the stride, square, tall and wide in turn."""
+    """Where a graph says only how many: an octave of sizes from twice the stride, square, tall and wide in turn."""
     sizes = [2 * stride * 2 ** (index / count) for index in range(count)]
     shapes = [(1.0, 1.0), (0.7, 1.4), (1.4, 0.7)]
     return [[size * shapes[i % 3][0], size * shapes[i % 3][1]] for i, size in enumerate(sizes)]
 
 
-__all__ = ["AlignmentTeacher", "ValidationError", "alignment_teacher", "assemble", "build", "resolve"]
+__all__ = ["AlignmentTeacher", "alignment_teacher", "assemble", "build", "resolve"]

@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: damaged, or not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: a safetensors file without a model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "weights of an extractor belong into a model file, under extractor.weights"
         )
     return ModelConfig.model_validate(json.loads(metadata["config"])), state

@@ -128,7 +128,7 @@ class Model(nn.Module):
                 raise ConfigError("this model takes images; name an extractor in its YAML to let features enter")
             if images is None and self.graph.needs_images:
                 raise ConfigError(
-                    "layers before the entry still need the images: give them beside the pyramid, or replace more layers"
+                    "layers before the entry still need the images: give them beside the pyramid, or replace more"
                 )
             levels = getattr(self.extractor, "levels", ())
             size = check_pyramid(pyramid, levels, tuple(images.shape[-2:]) if images is not None else size)

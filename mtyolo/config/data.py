@@ -22,7 +22,7 @@ class DataConfig(Strict):
     annotations: dict[Literal["train", "val", "test"], str | list[str]] = {}
     """Split -> COCO json files; files about the same images and annotation ids are merged."""
     labels: str | list[str] | None = None
-    """YOLO txt folders that take the place of `images`. Default: those of labels, labels-seg, labels-pose that exist."""
+    """YOLO txt folders in place of `images`. Default: those of labels, labels-seg, labels-pose that exist."""
     names: dict[int, str] | list[str] | None = None
     nc: Annotated[int, Field(gt=0)] | None = None
     kpt_shape: tuple[int, int] | None = None

@@ -62,8 +62,8 @@ with _process_left_as_it_was():
         GhostBottleneck,
         GhostConv,
     )
-    from ultralytics.nn.modules import Bottleneck as _Bottleneck
     from ultralytics.nn.modules import SPPF as _SPPF
+    from ultralytics.nn.modules import Bottleneck as _Bottleneck
 
 # ultralytics has moved on where the three below differ; official YOLOv5 weights need them as they were.
 

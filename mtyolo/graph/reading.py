@@ -53,10 +53,7 @@ class GraphSpec:
 
 def read_graph(source: Path | str | Mapping[str, Any]) -> GraphSpec:
     """Read a layer list from a YAML file or a mapping. Raises ConfigError naming file and line."""
-    if isinstance(source, Mapping):
-        document = Document(Path("graph"), dict(source), {})
-    else:
-        document = read_yaml(source)
+    document = Document(Path("graph"), dict(source), {}) if isinstance(source, Mapping) else read_yaml(source)
     return _Reader(document).read()
 
 

@@ -20,7 +20,7 @@ BOX_ROWS = 5
 
 
 def official_name(key: str, head: int) -> str | None:
-    """The official name of a tensor of ours (`graph.layers.4.…` -> `model.4.…`), None for what officials do not have."""
+    """The official name of a tensor of ours (`graph.layers.4.…` -> `model.4.…`); None: officials have no such thing."""
     if key.startswith("graph.layers."):
         return "model." + key.removeprefix("graph.layers.")
     if key == "branches.detect.anchors":
