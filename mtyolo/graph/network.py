@@ -63,7 +63,7 @@ class Graph(nn.Module):
         return tuple(self.levels[layer] for layer in self.wanted)
 
     def forward(self, images: Tensor | None, replaced: Pyramid) -> Pyramid:
-        """images: [B, C, H, W]; None when features replace all that needs them. Returns stride -> output of `wanted`."""
+        """images: [B, C, H, W]; None when features replace all that needs them. Returns stride -> wanted output."""
         outputs = {layer: replaced[stride] for layer, stride in self.entry.items()}
         if images is not None:
             outputs.setdefault(INPUT, images)
