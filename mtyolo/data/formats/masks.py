@@ -1,0 +1,98 @@
+"""Instance masks as COCO run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+from mtyolo.data.records import Rle
+
+POLYGON_NUMBERS = 6
+"""Three points: fewer enclose nothing."""
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
+    """Flat x, y lists in pixels -> the union of their areas, one instance."""
+    return coco_mask.merge(coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width))
+
+
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle | str:
+    """A COCO `segmentation` (polygons, run lengths plain or compressed) as run lengths, or why it is none."""
+    if isinstance(segmentation, dict):
+        return _checked_rle(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        return f"segmentation is {type(segmentation).__name__}, not polygons or run lengths"
+    polygons = [item for item in segmentation if isinstance(item, list) and len(item) >= POLYGON_NUMBERS]
+    if len(polygons) < len(segmentation) and not polygons:
+        return "a polygon needs at least three points"
+    if not all(len(polygon) % 2 == 0 and _finite(polygon) for polygon in polygons):
+        return "a polygon needs pairs of finite numbers"
+    rle = polygons_to_rle(polygons, height, width)
+    return rle if coco_mask.area(rle) > 0 else "the polygon encloses no pixel"
+
+
+def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle | str:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        return f"run lengths for size {size}, the image is [{height}, {width}]"
+    if isinstance(counts, list):
+        if not _finite(counts) or min(counts, default=0) < 0 or sum(counts) != height * width:
+            return f"run lengths must be counts that sum to {height * width}"
+        rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+    elif isinstance(counts, (str, bytes)) and counts:
+        compressed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+        if _runs_total(compressed) != height * width:
+            return f"compressed run lengths do not cover {height * width} pixels"
+        rle = {"size": [height, width], "counts": compressed}
+    else:
+        return "run lengths without counts"
+    return rle if coco_mask.area(rle) > 0 else "the mask is empty"
+
+
+def _finite(numbers: Sequence[Any]) -> bool:
+    try:
+        return bool(np.isfinite(np.asarray(numbers, np.float64)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _runs_total(compressed: bytes) -> int:
+    """Pixels that compressed run lengths cover, or -1 if they are no run lengths.
+
+    Groups of five bits, the sixth says that more follow; from the third run on, the difference to the run two back.
+    Checked here because the library's decoder trusts its input with memory that it allocates by `size`.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in compressed:
+        bits = byte - 48
+        if not 0 <= bits < 64:
+            return -1
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return sum(runs) if shift == 0 and min(runs, default=-1) >= 0 else -1
+
+
+def rle_area(rle: Rle) -> int:
+    return int(coco_mask.area(rle))
+
+
+def rle_box(rle: Rle) -> tuple[float, float, float, float]:
+    """xyxy in pixels."""
+    x, y, width, height = (float(value) for value in np.asarray(coco_mask.toBbox(rle)).reshape(4))
+    return x, y, x + width, y + height
+
+
+def rle_mask(rle: Rle) -> NDArray[np.uint8]:
+    """[height, width] of 0 and 1."""
+    return np.ascontiguousarray(coco_mask.decode(rle))

@@ -1,0 +1,185 @@
+"""What reading labels gives: records of images with their labels, and an account of what was wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtyolo.errors import DataError
+
+Rle = dict[str, Any]
+"""COCO run lengths: {"size": [height, width], "counts": bytes}."""
+
+TASKS = ("detect", "segment", "keypoint")
+EXAMPLES_KEPT = 20
+"""Messages kept for each kind of problem; the count goes on."""
+
+# COCO keypoint evaluation's falloff per body point, https://cocodataset.org/#keypoints-eval
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+
+
+class Problem(NamedTuple):
+    """One thing that was wrong: its kind (what is counted), where (file:line), and what was done."""
+
+    kind: str
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass
+class Problems:
+    """What was wrong with labels, counted. With `strict` the first problem is a DataError; notes never are."""
+
+    strict: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Problem]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, place: object, text: str) -> None:
+        problem = Problem(kind, str(place), text)
+        if self.strict:
+            raise DataError(str(problem))
+        self.counts[kind] += 1
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < EXAMPLES_KEPT:
+            kept.append(problem)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no mistake."""
+        self.notes.append(text)
+
+    def join(self, other: Problems) -> None:
+        self.counts.update(other.counts)
+        for kind, problems in other.examples.items():
+            kept = self.examples.setdefault(kind, [])
+            kept.extend(problems[: EXAMPLES_KEPT - len(kept)])
+        self.notes.extend(other.notes)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def about(self, name: str) -> list[Problem]:
+        """Kept problems whose place mentions this file name."""
+        return [problem for kept in self.examples.values() for problem in kept if name in problem.place]
+
+    def summary(self, examples: int = 3) -> str:
+        """A line for each kind with its count, the first places below it, then the notes. Empty if all is well."""
+        lines = []
+        for kind, count in self.counts.most_common():
+            lines.append(f"{count} x {kind}")
+            lines += [f"    {problem}" for problem in self.examples[kind][:examples]]
+            if count > examples:
+                lines.append(f"    … and {count - examples} more")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+@dataclass(slots=True)
+class Labels:
+    """The labels of one image: n objects. Coordinates in pixels of the upright original image."""
+
+    classes: NDArray[np.int64]  # [n]
+    boxes_xyxy: NDArray[np.float32]  # [n, 4]
+    crowd: NDArray[np.bool_]  # [n]: a region to ignore in evaluation, never a training target
+    segments: list[Rle | None] | None = None  # None: no masks in this split; an entry None: this object has none
+    keypoints: NDArray[np.float32] | None = None  # [n, K, 3] x, y, v in {0, 1, 2}
+    labelled: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def select(self, index: NDArray[Any]) -> Labels:
+        """The objects that a boolean or integer index picks."""
+        numbers = np.arange(len(self))[index]
+        return replace(
+            self,
+            classes=self.classes[numbers],
+            boxes_xyxy=self.boxes_xyxy[numbers],
+            crowd=self.crowd[numbers],
+            segments=None if self.segments is None else [self.segments[number] for number in numbers],
+            keypoints=None if self.keypoints is None else self.keypoints[numbers],
+        )
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """One image file and its labels. Height and width in pixels, after EXIF orientation."""
+
+    path: Path
+    height: int
+    width: int
+    labels: Labels
+    identity: int | str | None = None
+    """The image's id in its COCO json."""
+
+
+@dataclass
+class Split:
+    """One split of a data set: everything that training and evaluation ask of it."""
+
+    name: str
+    records: list[ImageRecord]
+    names: dict[int, str]
+    problems: Problems
+    points: int | None = None
+    flip_idx: list[int] | None = None
+    sigmas: list[float] | None = None
+    category_ids: dict[int, int] | None = None
+    """Class -> category id of the COCO json, for export."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What at least one image is labelled for."""
+        found = frozenset[str]().union(*(record.labels.labelled for record in self.records))
+        return tuple(task for task in TASKS if task in found)
+
+    def count(self, task: str) -> int:
+        """Images that are labelled for a task."""
+        return sum(task in record.labels.labelled for record in self.records)
+
+
+class Instance(NamedTuple):
+    """One object while a file is being read. Pixels of the upright original image."""
+
+    class_number: int
+    box_xyxy: tuple[float, float, float, float]
+    segment: Rle | None = None
+    keypoints: NDArray[np.float32] | None = None  # [K, 3]
+    crowd: bool = False
+
+
+def labels_of(instances: Iterable[Instance], labelled: Iterable[str], *, masks: bool, points: int | None) -> Labels:
+    """Gather objects into arrays. `masks`, `points`: what the split has, so that all records have one form."""
+    found = list(instances)
+    none = np.zeros((points or 0, 3), np.float32)
+    return Labels(
+        classes=np.array([item.class_number for item in found], np.int64),
+        boxes_xyxy=np.array([item.box_xyxy for item in found], np.float32).reshape(-1, 4),
+        crowd=np.array([item.crowd for item in found], np.bool_),
+        segments=[item.segment for item in found] if masks else None,
+        keypoints=None
+        if points is None
+        else np.array([none if item.keypoints is None else item.keypoints for item in found], np.float32).reshape(
+            -1, points, 3
+        ),
+        labelled=frozenset(labelled),
+    )
+
+
+def default_sigmas(points: int) -> list[float]:
+    """OKS falloffs: COCO's for its 17 body points, else 1 / points for each."""
+    return list(COCO_SIGMAS) if points == len(COCO_SIGMAS) else [1 / points] * points

@@ -1,0 +1,240 @@
+"""From a data file to a split: its images, labels, class names, and the account of what was wrong."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mtyolo.config.data import DataConfig
+from mtyolo.config.reading import Document, nearest, read_yaml, validate
+from mtyolo.data.formats.coco import category_names, read_coco, read_json
+from mtyolo.data.formats.reading import ImageReading, Reading
+from mtyolo.data.formats.yolo import read_yolo
+from mtyolo.data.records import ImageRecord, Problems, Split, default_sigmas, labels_of
+from mtyolo.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data file, checked, and the folder that its paths start from."""
+
+    config: DataConfig
+    root: Path
+    document: Document | None = None
+
+    def place(self, *keys: str | int) -> str:
+        """file:line of a key, for messages."""
+        return self.document.place(keys) if self.document else "data configuration"
+
+    def has(self, split: str) -> bool:
+        """Does this file, or one that it joins, have the split?"""
+        own = getattr(self.config, split) is not None or bool(self._annotations(split))
+        return own or any(joined.has(split) for joined in self.joined())
+
+    def joined(self) -> list[DataSource]:
+        base = self.document.path.parent if self.document else self.root
+        return [read_data(base / name) for name in self.config.join]
+
+    def folders(self, split: str) -> list[Path]:
+        """Existing image folders (or lists) of a split. Raises DataError with the absolute path that is missing."""
+        given = getattr(self.config, split)
+        folders = [self._absolute(name) for name in _as_list(given)] or [self.root]
+        for folder in folders:
+            if not folder.exists():
+                raise DataError(f"{self.place(split)}: {split}: no such folder: {folder}")
+        return folders
+
+    def annotation_files(self, split: str) -> list[Path]:
+        return [self._absolute(name) for name in self._annotations(split)]
+
+    def _annotations(self, split: str) -> list[str]:
+        return _as_list({str(key): value for key, value in self.config.annotations.items()}.get(split))
+
+    def _absolute(self, name: str) -> Path:
+        # normpath, not resolve: a linked folder keeps its own name, which label folders are found by.
+        return Path(os.path.abspath(self.root / name))
+
+    def names(self) -> dict[int, str] | None:
+        """Class names as the file gives them: by names, by nc, or by all splits' COCO categories."""
+        if self.config.names is not None:
+            listed = self.config.names
+            return dict(enumerate(listed)) if isinstance(listed, list) else dict(listed)
+        if self.config.nc is not None:
+            return {number: str(number) for number in range(self.config.nc)}
+        files = list(dict.fromkeys(path for split in SPLITS for path in self.annotation_files(split)))
+        return category_names([read_json(path) for path in files], files) if files else None
+
+
+def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
+    """Read and check a data file: a path, a folder that holds one, or the configuration itself.
+
+    Raises ConfigError naming file, line and remedy.
+    """
+    if isinstance(source, DataSource):
+        return source
+    if isinstance(source, DataConfig):
+        return DataSource(source, Path(source.path or ".").absolute())
+    path = Path(source)
+    document = read_yaml(_data_file_in(path) if path.is_dir() else path)
+    config = validate(DataConfig, document)
+    return DataSource(config, Path(os.path.abspath(document.path.parent / (config.path or ""))), document)
+
+
+def _data_file_in(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in YAML_SUFFIXES)
+    named = [path for path in found if path.stem == folder.absolute().name]
+    if len(found) != 1 and len(named) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(f"{folder}: expected one data file in this folder, found {names}; give the file itself")
+    return named[0] if len(named) == 1 else found[0]
+
+
+def load_split(source: str | Path | DataConfig | DataSource, split: str, *, strict: bool = False) -> Split:
+    """Read one split: "train", "val" or "test".
+
+    Images and labels that can not be used are skipped, named and counted in `.problems`; with `strict` the first is a
+    DataError. Raises ConfigError and DataError for what leaves nothing to work on. No file is changed.
+    """
+    data = read_data(source)
+    _require_split(data, split)
+    problems = Problems(strict=strict)
+    names = data.names()
+    parts = [part for part in [data, *data.joined()] if part is data or part.has(split)]
+    readings = [reading for part in parts for reading in _readings(part, split, problems)]
+    names = names or _united(readings)
+    images = [image for reading in readings for image in _in_classes(reading, names, problems)]
+    if not images:
+        raise DataError(
+            f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}\n{problems.summary()}"
+        )
+    return _split(data, split, readings, images, names, problems)
+
+
+def _require_split(data: DataSource, split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"no split is called {split!r}; {nearest(split, SPLITS)}")
+    if not data.has(split):
+        present = [name for name in SPLITS if data.has(name)]
+        raise DataError(
+            f"{data.place()}: has no {split} split (it has {', '.join(present) or 'none'}); "
+            f"add {split}: with the folder of its images"
+        )
+
+
+def _looked_in(data: DataSource, split: str) -> str:
+    own = getattr(data.config, split) is not None or data.annotation_files(split)
+    return ", ".join(map(str, data.folders(split))) if own else "the joined files"
+
+
+def _readings(data: DataSource, split: str, problems: Problems) -> list[Reading]:
+    """What one data file says about a split, without the files that it joins (theirs is asked from them)."""
+    files, names = data.annotation_files(split), data.names()
+    points = data.config.kpt_shape[0] if data.config.kpt_shape else None
+    if files:
+        readings = [read_coco(files, data.folders(split), names, points, problems)]
+    elif getattr(data.config, split) is None:
+        return [reading for part in data.joined() if part.has(split) for reading in _readings(part, split, problems)]
+    elif names is None:
+        raise ConfigError(
+            f"{data.place()}: neither names nor nc says which classes there are; add names: {{0: person}}"
+        )
+    else:
+        folders = _as_list(data.config.labels) or None
+        readings = [read_yolo(data.folders(split), folders, names, data.config.kpt_shape, problems)]
+        if not any(image.labelled and image.instances for image in readings[0].images):
+            problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
+    return [_with_overrides(data, reading) for reading in readings]
+
+
+def _where_labels_go(data: DataSource, split: str) -> str:
+    return (
+        f"no object found; for images in {data.folders(split)[0]} labels are looked for with images replaced by labels"
+    )
+
+
+def _with_overrides(data: DataSource, reading: Reading) -> Reading:
+    """Apply `tasks:` and `flip_idx:` of the data file."""
+    if data.config.tasks is not None:
+        if "keypoint" in data.config.tasks and reading.points is None:
+            raise ConfigError(f"{data.place('tasks')}: keypoint labels need kpt_shape: [points, 3]")
+        for image in reading.images:
+            image.labelled = set(data.config.tasks)
+    return replace(reading, flip_idx=data.config.flip_idx or reading.flip_idx)
+
+
+def _united(readings: list[Reading]) -> dict[int, str]:
+    return dict(enumerate(dict.fromkeys(name for reading in readings for name in reading.names.values())))
+
+
+def _in_classes(reading: Reading, names: dict[int, str], problems: Problems) -> list[ImageReading]:
+    """The reading's images with their classes renumbered by name; objects of other classes are left out."""
+    if reading.names == names:
+        return reading.images
+    numbers = {name: number for number, name in names.items()}
+    renumbered = {number: numbers[name] for number, name in reading.names.items() if name in numbers}
+    unknown = [name for name in reading.names.values() if name not in numbers]
+    if unknown:
+        problems.note(f"joined classes that are not in names are left out: {', '.join(unknown[:10])}")
+    if len(renumbered) < len(names):
+        problems.note(
+            f"{len(reading.images)} joined images are labelled for {len(renumbered)} of {len(names)} classes; "
+            "objects of the others count as background there"
+        )
+    for image in reading.images:
+        image.instances = [
+            instance._replace(class_number=renumbered[instance.class_number])
+            for instance in image.instances
+            if instance.class_number in renumbered
+        ]
+    return reading.images
+
+
+def _split(
+    data: DataSource,
+    split: str,
+    readings: list[Reading],
+    images: list[ImageReading],
+    names: dict[int, str],
+    problems: Problems,
+) -> Split:
+    labelled = frozenset[str]().union(*(image.labelled for image in images))
+    points = _common_points(data, readings) if "keypoint" in labelled else None
+    flip_idx = next((reading.flip_idx for reading in readings if reading.flip_idx), None)
+    if points and flip_idx is None:
+        problems.note("mirroring is off: the data file has keypoints and no flip_idx (what each becomes in a mirror)")
+    masks = "segment" in labelled
+    records = [
+        ImageRecord(
+            image.path,
+            image.height,
+            image.width,
+            labels_of(image.instances, image.labelled, masks=masks, points=points),
+            image.identity,
+        )
+        for image in images
+    ]
+    return Split(
+        split,
+        records,
+        names,
+        problems,
+        points=points,
+        flip_idx=flip_idx if points else None,
+        sigmas=(data.config.kpt_sigmas or default_sigmas(points)) if points else None,
+        category_ids=readings[0].category_ids if len(readings) == 1 else None,
+    )
+
+
+def _common_points(data: DataSource, readings: list[Reading]) -> int | None:
+    found = sorted({reading.points for reading in readings if reading.points})
+    if len(found) > 1:
+        raise DataError(f"{data.place('join')}: joined data sets have {found} keypoints; they must have the same")
+    return found[0] if found else None
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
