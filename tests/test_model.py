@@ -1,0 +1,161 @@
+"""The assembled model: where features enter, what it refuses, its parts, its file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtyolo.assembly import alignment_teacher, build
+from mtyolo.checkpoint import load, save_weights
+from mtyolo.errors import CheckpointError, ConfigError, DataError
+
+NECK = {"extractor": {"name": "features", "levels": {8: 64, 16: 128, 32: 256}}, "detector": {"graph": "yolov5n.yaml"}}
+
+
+def neck(**changes: object) -> dict[str, object]:
+    return {**NECK, **changes}
+
+
+def features(size: int = 64, batch: int = 1) -> dict[int, torch.Tensor]:
+    return {stride: torch.rand(batch, channels, size // stride, size // stride)
+            for stride, channels in ((8, 64), (16, 128), (32, 256))}  # fmt: skip
+
+
+def test_the_teachers_layers_through_identity_adapters_give_the_official_numbers(test_data: Path) -> None:
+    """Features in place of layers 4, 6, 9 are the same network: shown with the original layers' own outputs."""
+    weights = test_data / "weights/yolov5n.pt"
+    config = neck(adapters={"type": "identity"})
+    model = build(config, weights=weights).eval()
+    official = load(weights).eval()
+    images = torch.rand(2, 3, 96, 64)
+    with torch.no_grad():
+        pyramid = alignment_teacher(model)(images)
+        got, expected = model(pyramid=pyramid), official(images)
+    for ours, theirs in zip(got.detect, expected.detect, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_features_of_a_first_layer_pass_with_their_own_channels() -> None:
+    model = build("yolov5n-8channels.yaml").eval()
+    outputs = model(pyramid={1: torch.rand(1, 8, 64, 64)})
+    assert [tuple(level.shape[2:4]) for level in outputs.detect] == [(8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"detector": {"graph": "yolov5n.yaml", "entry": {4: 8}}}, "there is no extractor"),
+        (neck(detector={"graph": "yolov5n.yaml", "entry": {4: 16}}), "layer 4 has stride 8, not 16"),
+        (neck(detector={"graph": "yolov5n.yaml", "entry": {}}), "entry is empty"),
+        (neck(detector={"graph": "yolov5q.yaml"}), "no file 'yolov5q.yaml'"),
+        (neck(detector={"graph": "yolov5n.yaml", "weight": "x"}), "unknown key 'detector.weight'; did you mean"),
+        (neck(tasks={"segmentation": {}}), "unknown key 'tasks.segmentation'; did you mean 'segment'"),
+        (neck(tasks={"keypoint": {"points": 0}}), "tasks.keypoint.points"),
+        ({"extractor": {"name": "features"}, "detector": {"graph": "yolov5n.yaml"}}, "need their levels"),
+        ({"tasks": {}}, "the key 'detector' is missing"),
+        (neck(detector={"graph": "yolov5n.yaml", "weights": "nowhere.pt"}), "nowhere.pt: no such file"),
+    ],
+)
+def test_a_wrong_model_file_is_named(config: dict[str, object], sentence: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=sentence):
+        build(config)
+
+
+def test_a_wrong_key_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("detector:\n  graph: yolov5n.yaml\n  entri: {4: 8}\n")
+    with pytest.raises(ConfigError, match=r"model.yaml:3: unknown key 'detector.entri'; did you mean 'entry'"):
+        build(tmp_path / "model.yaml")
+
+
+def test_sizes_that_do_not_divide_are_refused_with_a_remedy() -> None:
+    model = build("yolov5n.yaml")
+    with pytest.raises(DataError, match=r"384x637 pixels .* multiple of 32, for example 384x640"):
+        model(torch.rand(1, 3, 384, 637))
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "divide by 255"),
+        (torch.rand(3, 64, 64), r"expected images \[B, 3, H, W\]"),
+        (torch.rand(1, 4, 64, 64), r"expected images \[B, 3, H, W\]"),
+        (None, "give images, or pyramid"),
+    ],
+)
+def test_wrong_images_are_refused(images: torch.Tensor | None, sentence: str) -> None:
+    with pytest.raises((DataError, ConfigError), match=sentence):
+        build("yolov5n.yaml")(images)
+
+
+def test_features_into_a_model_of_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match="takes images"):
+        build("yolov5n.yaml")(pyramid=features())
+
+
+def test_wrong_feature_shapes_are_named() -> None:
+    model = build(neck())
+    wrong = features(640) | {8: torch.rand(1, 40, 79, 79)}
+    with pytest.raises(
+        (DataError, ConfigError),
+        match="stride 8: expected 64 channels of 80x80 for a 640x640 input, got 40 channels of 79x79",
+    ):
+        model(pyramid=wrong, size=(640, 640))
+    with pytest.raises((DataError, ConfigError), match="stride 16"):
+        model(pyramid={8: torch.rand(1, 64, 8, 8)})
+
+
+def test_parts_are_known_by_name() -> None:
+    model = build(neck(tasks={"segment": {}, "keypoint": {"points": 5}}))
+    assert [prefix for prefix, _ in model.part("detector")] == ["graph", "branches.detect"]
+    assert [prefix for prefix, _ in model.part("detector.17")] == ["graph.layers.17"]
+    assert [prefix for prefix, _ in model.part("detector.24")] == ["branches.detect"]
+    assert len(model.part("detector.neck")) == 14
+    for name in ("detector.backbone", "detector.4", "necks", "keypoints"):
+        with pytest.raises(ConfigError, match=f"no part '{name}'"):
+            model.part(name)
+    with pytest.raises(ConfigError, match="did you mean 'keypoint'"):
+        model.part("keypoints")
+
+
+def test_weights_are_one_file_that_builds_the_same_model_again(tmp_path: Path) -> None:
+    model = build(neck(tasks={"segment": {}, "keypoint": {"points": 5}}), names={0: "cat", 1: "dog"}).eval()
+    again = load(save_weights(model, tmp_path / "weights.safetensors")).eval()
+    assert (again.names, again.tasks, again.keypoints) == (model.names, model.tasks, 5)
+    pyramid = features()
+    with torch.no_grad():
+        assert torch.equal(model.decode(model(pyramid=pyramid)), again.decode(again(pyramid=pyramid)))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "text.safetensors").write_text("not weights")
+    with pytest.raises(CheckpointError, match="damaged, or not a safetensors file"):
+        load(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="has no model inside"):
+        load(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "nowhere.safetensors")
+
+
+def test_classes_are_matched_by_name_when_the_list_differs(test_data: Path) -> None:
+    weights = test_data / "weights/yolov5n.pt"
+    model, official = (
+        build("yolov5n.yaml", weights=weights, names={0: "dog", 1: "unheard of", 2: "person"}),
+        load(weights),
+    )
+    ours = model.branches["detect"].layers[0].weight.unflatten(0, (3, -1))
+    theirs = official.branches["detect"].layers[0].weight.unflatten(0, (3, -1))
+    assert torch.equal(ours[:, :5], theirs[:, :5])
+    assert torch.equal(ours[:, [5, 7]], theirs[:, [5 + 16, 5 + 0]])
+
+
+def test_a_checkpoint_of_another_graph_is_refused(test_data: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\..* is \[.*\], the model needs"):
+        build("yolov5s.yaml", weights=test_data / "weights/yolov5n.pt")
+    with pytest.raises(CheckpointError, match="has 24 layers, the model's graph 33"):
+        build("yolov5n6.yaml", weights=test_data / "weights/yolov5n.pt")
