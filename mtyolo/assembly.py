@@ -34,6 +34,7 @@ Registry = Mapping[str, Any]
 def build(
     config: str | Path | Mapping[str, Any] | ModelConfig,
     *,
+    weights: str | Path | None = None,
     names: Mapping[int, str] | None = None,
     points: int | None = None,
     extractors: Registry | None = None,
@@ -43,11 +44,12 @@ def build(
     """Assemble a model and load the weights that its file names.
 
     config: a model file, or a plain YOLOv5 layer list (own backbone, the tasks of its last layer).
+    weights: an official checkpoint in place of the one that the file names.
     names, points: classes and keypoints of the data, in place of the file's or the checkpoint's.
     extractors, adapters: your own classes by name, beside the built-in ones. trust: also import `package.module:Class`.
     Raises ConfigError or CheckpointError naming the place of what is wrong.
     """
-    resolved = resolve(config)
+    resolved = resolve(config, weights)
     official = read_official(resolved.detector.weights) if resolved.detector.weights else None
     own = resolved.names or names or (official.names if official else None)
     model = assemble(resolved, names=own, points=points, extractors=extractors, adapters=adapters, trust=trust)
@@ -56,7 +58,7 @@ def build(
     return model.to(memory_format=torch.channels_last)
 
 
-def resolve(config: str | Path | Mapping[str, Any] | ModelConfig) -> ModelConfig:
+def resolve(config: str | Path | Mapping[str, Any] | ModelConfig, weights: str | Path | None = None) -> ModelConfig:
     """A model file with its graph's content inside, its weights' path absolute and its tasks spelled out."""
     beside = Path()
     if isinstance(config, ModelConfig):
@@ -66,13 +68,13 @@ def resolve(config: str | Path | Mapping[str, Any] | ModelConfig) -> ModelConfig
         beside = document.path.parent
         model = _read_config(document)
     graph_path, spec = _graph(model, beside)
-    weights = _weights(model, graph_path.parent, beside)
+    chosen = str(Path(weights).absolute()) if weights else _weights(model, graph_path.parent, beside)
     tasks = model.tasks or (TasksConfig(segment=SegmentConfig()) if spec.head.block == "Segment" else TasksConfig())
     extractor = model.extractor
     if extractor and extractor.weights not in ("imagenet", "none"):
         found = resolve_beside(extractor.weights, beside / "model.yaml")
         extractor = extractor.model_copy(update={"weights": str((found or Path(extractor.weights)).absolute())})
-    detector = model.detector.model_copy(update={"graph": spec.content, "weights": weights})
+    detector = model.detector.model_copy(update={"graph": spec.content, "weights": chosen})
     return model.model_copy(update={"detector": detector, "tasks": tasks, "extractor": extractor})
 
 
