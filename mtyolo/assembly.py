@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mtyolo.adapters import ADAPTERS, make_adapters
-from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside
-from mtyolo.config.reading import Document, read_yaml, validate
+from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside, shipped_configs
+from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.errors import ConfigError
 from mtyolo.extractors import EXTRACTORS, make_extractor
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
@@ -156,8 +156,12 @@ def alignment_teacher(model: Model) -> AlignmentTeacher:
 def _document(config: str | Path | Mapping[str, Any]) -> Document:
     if isinstance(config, Mapping):
         return Document(Path("model"), dict(config), {})
-    found = resolve_beside(str(config), Path("model.yaml"))
-    return read_yaml(found or config)
+    for name in (str(config), f"{config}.yaml"):
+        found = resolve_beside(name, Path("model.yaml"))
+        if found is not None:
+            return read_yaml(found)
+    shipped = [path.name for path in sorted(shipped_configs().glob("*.yaml"))]
+    raise ConfigError(f"{config}: no such model file here or in mtyolo; {nearest(Path(config).name, shipped)}")
 
 
 def _read_config(document: Document) -> ModelConfig:

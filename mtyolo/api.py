@@ -1,0 +1,93 @@
+"""Opening models for a data set: what the command line and `import mtyolo` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtyolo import assembly, checkpoint
+from mtyolo.assembly import Registry
+from mtyolo.config.data import DataConfig
+from mtyolo.config.model import ModelConfig
+from mtyolo.config.reading import nearest
+from mtyolo.data.sources import SPLITS, load_split, read_data
+from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.graph.official import read_official
+from mtyolo.model import Model
+
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+
+Data = str | Path | DataConfig
+
+
+def build(
+    config: str | Path | Mapping[str, Any] | ModelConfig,
+    *,
+    data: Data | None = None,
+    weights: str | Path | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
+    trust: bool = False,
+) -> Model:
+    """Assemble a model from YAML, for the classes and keypoints of a data set.
+
+    config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
+    data: a data file. weights: an official checkpoint in place of the one that the model file names.
+    extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
+    Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
+    """
+    names, points = classes_and_points(data) if data is not None else (None, None)
+    return assembly.build(
+        config,
+        weights=weights,
+        names=names,
+        points=points,
+        extractors=extractors,
+        adapters=adapters,
+        trust=trust,
+    )
+
+
+def open_model(
+    path: str | Path, *, data: Data | None = None, weights: str | Path | None = None, trust: bool = False
+) -> Model:
+    """A model from whatever a person names: a YAML file, an official checkpoint, or weights that mtyolo wrote."""
+    path = Path(path)
+    if path.suffix not in WEIGHT_SUFFIXES:
+        return build(path, data=data, weights=weights, trust=trust)
+    if weights is not None:
+        raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
+    if path.suffix == ".safetensors" or data is None:
+        model = checkpoint.load(path, trust=trust)
+        return model if data is None else _agreeing(model, path, data)
+    official = read_official(path)
+    config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
+    return build(config, data=data)
+
+
+def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:
+    """Class names and the number of keypoints, from the data file or, where it does not say, from its labels."""
+    source = read_data(data)
+    names = source.names()
+    shape = source.config.kpt_shape
+    if names is not None and (shape is not None or source.config.annotations):
+        return names, shape[0] if shape else None
+    present = next((name for name in SPLITS if source.has(name)), "train")
+    split = load_split(source, present)
+    return split.names, split.points
+
+
+def _agreeing(model: Model, path: Path, data: Data) -> Model:
+    names, points = classes_and_points(data)
+    if names != model.names:
+        ours, theirs = set(names.values()), set(model.names.values())
+        missing = sorted(ours - theirs)
+        hint = f"{missing[0]!r} is unknown to it; {nearest(missing[0], theirs)}" if missing else "their numbers differ"
+        raise CheckpointError(
+            f"{path}: has {len(theirs)} classes, the data set {len(ours)}: {hint}; "
+            "build the model's YAML for this data, or validate on data with the classes it was trained on"
+        )
+    if model.keypoints is not None and points is not None and points != model.keypoints:
+        raise CheckpointError(f"{path}: has {model.keypoints} keypoints, the data set {points}")
+    return model
