@@ -1,0 +1,74 @@
+"""What a validation found: COCO average precision of each task, and where the time went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FITNESS_WEIGHTS = {"detect": 1.0, "segment": 1.0, "keypoint": 1.0}
+"""Our choice: the tasks count alike when the best checkpoint is picked."""
+
+
+@dataclass(slots=True)
+class TaskMetrics:
+    """Average precision of one task by the COCO definition, over the images that are labelled for it.
+
+    NaN where there was nothing to find: an average over no class is not zero.
+    """
+
+    ap: float  # mean over IoU (keypoints: OKS) 0.50 to 0.95 in steps of 0.05, and over the classes present
+    ap50: float
+    ap75: float
+    images: int
+    objects: int  # without crowd regions; masks and keypoints: objects that carry them
+    per_class: dict[str, float] = field(default_factory=dict)  # name -> AP, classes that are present
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Result of `validate`."""
+
+    tasks: dict[str, TaskMetrics]
+    seconds: dict[str, float] = field(default_factory=dict)  # an image: preprocess, forward, postprocess
+
+    @property
+    def fitness(self) -> float:
+        """Mean AP over the tasks by FITNESS_WEIGHTS, in 0..1; NaN if no task had an object to find."""
+        judged = {task: found.ap for task, found in self.tasks.items() if not math.isnan(found.ap)}
+        total = sum(FITNESS_WEIGHTS[task] for task in judged)
+        return sum(FITNESS_WEIGHTS[task] * ap for task, ap in judged.items()) / total if total else math.nan
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Flat and ready for json: "detect/AP", "segment/AP50", "seconds/forward", … None in place of NaN."""
+        values: dict[str, float | int] = {}
+        for task, found in self.tasks.items():
+            values |= {f"{task}/AP": found.ap, f"{task}/AP50": found.ap50, f"{task}/AP75": found.ap75}
+            values |= {f"{task}/images": found.images, f"{task}/objects": found.objects}
+        values["fitness"] = self.fitness
+        values |= {f"seconds/{step}": seconds for step, seconds in self.seconds.items()}
+        return {key: None if math.isnan(value) else value for key, value in values.items()}
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """task -> class name -> AP."""
+        return {task: dict(found.per_class) for task, found in self.tasks.items()}
+
+    def table(self) -> Table:
+        """For rich.print: a row a task, the time below."""
+        from rich.table import Table
+
+        spent = " · ".join(f"{step} {1000 * seconds:.1f} ms" for step, seconds in self.seconds.items())
+        table = Table(title="Average precision (COCO)", caption=f"an image: {spent}" if spent else None)
+        for column in ("task", "images", "objects", "AP", "AP50", "AP75"):
+            table.add_column(column, justify="left" if column == "task" else "right")
+        for task, found in self.tasks.items():
+            precision = (_shown(found.ap), _shown(found.ap50), _shown(found.ap75))
+            table.add_row(task, str(found.images), str(found.objects), *precision)
+        return table
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

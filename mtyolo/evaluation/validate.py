@@ -1,0 +1,204 @@
+"""Validation: images through the model, detections in original pixels, judged task by task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtyolo.data.loader import Dataset, make_loader
+from mtyolo.data.records import Split
+from mtyolo.errors import ConfigError, DataError
+from mtyolo.evaluation.keypoints import KeypointPrecision
+from mtyolo.evaluation.metrics import Metrics
+from mtyolo.evaluation.precision import BoxPrecision, Judge, MaskPrecision
+from mtyolo.model import Model
+from mtyolo.structures import Batch, Detections, MaskOutputs, Outputs
+from mtyolo.tasks.instances import instances
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the number of batches done, and of all."""
+
+
+class Loader(Sized, Protocol):
+    """What a DataLoader is, to the validation."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def validate(
+    model: Model,
+    split: Split,
+    *,
+    size: int = 640,
+    batch: int = 8,
+    device: torch.device | str | None = None,
+    confidence: float = 0.001,
+    iou: float = 0.6,
+    limit: int = 300,
+    tasks: Sequence[str] | None = None,
+    loader: Loader | None = None,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Average precision of each task on the images that are labelled for it, and seconds an image.
+
+    The defaults of confidence, iou and limit are those of the official val, several classes a box. Masks are judged
+    for an image's best 100 detections. size: square network input in pixels,
+    rounded up to a multiple of the model's largest stride. tasks: by default what the model
+    predicts and the split is labelled for. loader: batches in place of letterboxed pictures, for example of stored
+    features; their `indices` count the split's records. device: the model is moved there; by default it stays.
+    The model keeps the modes in which it came. Raises DataError or ConfigError where model and split do not fit.
+    """
+    judges = make_judges(model, split, tasks)
+    size = math.ceil(size / model.largest_stride) * model.largest_stride
+    if device is not None:
+        model.to(device)
+    if loader is None:
+        loader = make_loader(
+            Dataset(pictures_only(split), size, cache_bytes=0), batch, shuffle=False, workers=0, seed=0
+        )
+    clock = _Clock(next(model.parameters()).device)
+    with evaluating(model):
+        for done, data in enumerate(loader, 1):
+            moved = data.to(clock.device)
+            clock.lap("preprocess")
+            outputs = forward(model, moved, size)
+            clock.lap("forward")
+            for number, index in enumerate(data.indices.tolist()):
+                record = split.records[index]
+                # One image at a time: its masks at full size are encoded before the next ones are made.
+                found = _found_in(model, outputs, number, data, size, confidence, iou, limit)
+                for task, judge in judges.items():
+                    if data.targets.labelled[task][number]:
+                        judge.add(found, record)
+            clock.lap("postprocess", images=len(data.indices))
+            if progress is not None:
+                progress(done, len(loader))
+    return Metrics({task: judge.compute() for task, judge in judges.items()}, clock.seconds_per_image())
+
+
+def pictures_only(split: Split) -> Split:
+    """The split without its objects: judges read labels from records, so the loader need not prepare them."""
+    none = np.zeros(0, np.int64)
+    records = [replace(record, labels=record.labels.select(none)) for record in split.records]
+    return replace(split, records=records)
+
+
+def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) -> dict[str, Judge]:
+    """A judge for each task, after checking that model and split speak of the same classes, points and tasks."""
+    if len(model.names) != len(split.names):
+        raise ConfigError(
+            f"split {split.name}: the data has {len(split.names)} classes, the model predicts {len(model.names)}; "
+            "validate on the data that the model was trained for"
+        )
+    wanted = tuple(tasks) if tasks is not None else tuple(task for task in model.tasks if split.count(task))
+    if not wanted:
+        raise DataError(
+            f"split {split.name}: no image is labelled for {', '.join(model.tasks)}; there is nothing to judge"
+        )
+    for task in wanted:
+        if task not in model.tasks:
+            raise ConfigError(f"the model has no branch {task!r}; it predicts {', '.join(model.tasks)}")
+        if not split.count(task):
+            raise DataError(f"split {split.name}: no image is labelled for {task}; leave it out, or add labels")
+    return {task: _judge(task, model, split) for task in wanted}
+
+
+def _judge(task: str, model: Model, split: Split) -> Judge:
+    if task == "detect":
+        return BoxPrecision(split.names)
+    if task == "segment":
+        return MaskPrecision(split.names)
+    if split.sigmas is None or model.keypoints != split.points:
+        raise ConfigError(
+            f"split {split.name}: labelled with {split.points} keypoints, the model predicts {model.keypoints}; "
+            "set kpt_shape of the data and points of the model to the same number"
+        )
+    return KeypointPrecision(split.names, split.sigmas)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode in which it was.
+
+    Not model.train(): in a model that is partly frozen, modules differ.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def forward(model: Model, batch: Batch, size: int) -> Outputs:
+    """A batch of pictures (uint8) or of stored features through the model."""
+    if batch.images is None:
+        return model(pyramid=batch.pyramid, size=(size, size))
+    images = batch.images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return model(images) if batch.pyramid is None else model(images, pyramid=batch.pyramid)
+
+
+def _found_in(
+    model: Model, outputs: Outputs, number: int, batch: Batch, size: int, confidence: float, iou: float, limit: int
+) -> Detections:
+    """Detections in one image of the batch, in its original pixels."""
+    return instances(
+        outputs_of(outputs, number),
+        model.anchors,
+        model.strides,
+        size=(size, size),
+        confidence=confidence,
+        iou=iou,
+        limit=limit,
+        multi_label=True,
+        letterboxes=[batch.letterboxes[number]],
+    )[0]
+
+
+def outputs_of(outputs: Outputs, number: int) -> Outputs:
+    """What the branches gave for one image of a batch, as a batch of one."""
+
+    def one(maps: list[Tensor]) -> list[Tensor]:
+        return [level[number : number + 1] for level in maps]
+
+    segment = outputs.segment
+    return Outputs(
+        adapted={},
+        fused={},
+        detect=one(outputs.detect),
+        segment=segment and MaskOutputs(one(segment.coefficients), segment.prototypes[number : number + 1]),
+        keypoint=outputs.keypoint and one(outputs.keypoint),
+    )
+
+
+class _Clock:
+    """Adds up the seconds of each step; on an accelerator, after its work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.images = 0
+        self.last = time.perf_counter()
+
+    def lap(self, step: str, images: int = 0) -> None:
+        """What passed since the last lap goes to this step."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.spent[step] += now - self.last
+        self.last = now
+        self.images += images
+
+    def seconds_per_image(self) -> dict[str, float]:
+        return {step: seconds / max(1, self.images) for step, seconds in self.spent.items()}

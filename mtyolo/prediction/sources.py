@@ -1,0 +1,92 @@
+"""What to predict on: image files, folders, globs, arrays, PIL images, and lists of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mtyolo.data.images import IMAGE_SUFFIXES, read_image
+from mtyolo.errors import DataError
+
+Picture = NDArray[np.uint8]
+Given = str | Path | Picture | Image.Image
+Sources = Given | Sequence[Given]
+
+
+class Source(NamedTuple):
+    """One image to be read, or given already."""
+
+    path: Path | None
+    pixels: Picture | None = None
+
+    def read(self) -> Picture:
+        """[height, width, 3] uint8 RGB, upright. Raises DataError naming the file."""
+        if self.pixels is not None:
+            return self.pixels
+        assert self.path is not None
+        return read_image(self.path)
+
+
+def find_sources(sources: Sources) -> list[Source]:
+    """Every image that is meant, in order; a folder's and a glob's by name. Files are not opened yet.
+
+    Raises DataError for a path, folder or glob that holds no image, with the absolute path that was looked at.
+    """
+    given: Iterable[Given] = [sources] if isinstance(sources, str | Path | np.ndarray | Image.Image) else sources
+    found = [source for one in given for source in _find(one)]
+    if not found:
+        raise DataError("nothing to predict on: the list of sources is empty")
+    return found
+
+
+def _find(given: Given) -> list[Source]:
+    if isinstance(given, Image.Image):
+        return [Source(None, np.asarray(ImageOps.exif_transpose(given).convert("RGB")))]
+    if isinstance(given, np.ndarray):
+        return [Source(None, _checked(given))]
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return [Source(file) for file in _images_in(path)]
+    # A file may have brackets in its name: only what does not exist is read as a pattern.
+    if path.exists() or not has_magic(str(path)):
+        return [Source(_existing(path))]
+    files = [Path(name) for name in sorted(glob(str(path), recursive=True))]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    if not images:
+        raise DataError(f"{path.absolute()}: no image matches (files with the suffixes {_suffixes()})")
+    return [Source(file) for file in images]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not images:
+        raise DataError(f"{folder.absolute()}: no image in this folder (files with the suffixes {_suffixes()})")
+    return images
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path.absolute()}: no such image, folder or pattern")
+    return path
+
+
+def _checked(pixels: NDArray[np.generic]) -> Picture:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise DataError(
+            f"an array of {pixels.dtype} {list(pixels.shape)}: expected uint8 RGB [height, width, 3] "
+            "(or grey [height, width]); scale floats to 0..255 and put channels last"
+        )
+    if not pixels.size:
+        raise DataError(f"an array of {list(pixels.shape)} holds no pixel")
+    picture = pixels.astype(np.uint8, copy=False)
+    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(IMAGE_SUFFIXES))
