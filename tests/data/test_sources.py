@@ -1,0 +1,234 @@
+"""From data files to splits: counts of real sets, merging, joining, and what images are labelled for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mtyolo.config.data import DataConfig
+from mtyolo.data.records import Split
+from mtyolo.data.sources import load_split, read_data
+from mtyolo.errors import ConfigError, DataError
+
+COCO_FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+
+
+def counts(split: Split) -> dict[str, int]:
+    labels = [record.labels for record in split.records]
+    flags = [label.keypoints[..., 2] for label in labels if label.keypoints is not None]
+    return {
+        "images": len(split),
+        "boxes": sum(int((~label.crowd).sum()) for label in labels),
+        "crowd": sum(int(label.crowd.sum()) for label in labels),
+        "masks": sum(segment is not None for label in labels for segment in label.segments or []),
+        "persons": sum(int((flag > 0).any(1).sum()) for flag in flags),
+        "points": sum(int((flag > 0).sum()) for flag in flags),
+    }
+
+
+# From coco_mini/README.md; masks: boxes and crowd.
+README_COUNTS = {
+    "train": {"images": 80, "boxes": 731, "crowd": 8, "masks": 739, "persons": 86, "points": 800},
+    "val": {"images": 40, "boxes": 337, "crowd": 4, "masks": 341, "persons": 39, "points": 370},
+}
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_coco_json_has_the_published_counts(coco_mini: Path, name: str) -> None:
+    split = load_split(coco_mini, name, strict=True)
+    assert counts(split) == README_COUNTS[name]
+    assert {task: split.count(task) for task in split.tasks} == dict.fromkeys(
+        ("detect", "segment", "keypoint"), len(split)
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_yolo_txt_folders_merge_into_the_same_objects(test_data: Path, name: str) -> None:
+    split = load_split(test_data / "coco_mini", name)
+    expected = README_COUNTS[name]
+    found = counts(split)
+    assert found == {**expected, "crowd": 0, "masks": expected["boxes"]}
+    assert split.points == 17  # not in the file: read from the width of the rows
+    assert any("mirroring is off" in note for note in split.problems.notes)
+
+
+def test_both_formats_give_the_same_boxes_and_classes(test_data: Path, coco_mini: Path) -> None:
+    text = {record.path.name: record.labels for record in load_split(test_data / "coco_mini", "val").records}
+    for record in load_split(coco_mini, "val").records:
+        coco, yolo = record.labels.select(~record.labels.crowd), text[record.path.name]
+        ours, theirs = (
+            sorted(np.column_stack([one.classes, one.boxes_xyxy]).round(1).tolist()) for one in (coco, yolo)
+        )
+        np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "images", "boxes", "masks"),
+    [
+        ("nuclei_demo", "train", 24, 957, 957),
+        ("nuclei_demo", "val", 8, 296, 296),
+        ("bccd_demo", "train", 80, None, 0),
+        ("bccd_demo", "val", 20, None, 0),
+    ],
+)
+def test_other_sets_have_their_published_counts(
+    test_data: Path, folder: str, name: str, images: int, boxes: int | None, masks: int
+) -> None:
+    split = load_split(test_data / folder, name)
+    if boxes is None:
+        files = (test_data / folder / "labels" / name).glob("*.txt")
+        boxes = sum(len(set(path.read_text().split("\n")) - {""}) for path in files)
+    found = counts(split)
+    assert (found["images"], found["boxes"], found["masks"]) == (images, boxes, masks)
+
+
+def test_flip_idx_is_read_from_left_and_right_in_coco_names(test_data: Path) -> None:
+    config = DataConfig(
+        path=str(test_data / "coco_mini"),
+        val="images/val",
+        annotations={"val": "annotations/person_keypoints_val.json"},
+    )
+    split = load_split(config, "val")
+    assert split.flip_idx == COCO_FLIP
+    assert split.names == {0: "person"}
+
+
+def test_data_set_of_80_classes_numbers_them_without_gaps(test_data: Path, coco_mini: Path) -> None:
+    config = DataConfig(
+        path=str(test_data / "coco_mini"), val="images/val", annotations={"val": "annotations/instances_val.json"}
+    )
+    split = load_split(config, "val")
+    assert split.names == load_split(coco_mini, "val").names
+    assert split.category_ids is not None
+    assert split.category_ids[79] == 90  # toothbrush
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Three images with boxes of two classes; keypoints for the persons of the first only; the third shows a cup."""
+    write(tmp_path / "images" / "train", "a", "b", "c")
+    rows = {"a": "0 .5 .5 .4 .4\n", "b": "0 .5 .5 .4 .4\n1 .2 .2 .1 .1\n", "c": "1 .5 .5 .2 .2\n"}
+    for name, row in rows.items():
+        put(tmp_path / "labels" / "train" / f"{name}.txt", row)
+    put(tmp_path / "labels-pose" / "train" / "a.txt", "0 .5 .5 .4 .4 .4 .4 2 .6 .6 1\n")
+    content = {"train": "images/train", "names": ["person", "cup"], "kpt_shape": [2, 3], "flip_idx": [1, 0]}
+    put(tmp_path / "small.yaml", yaml.safe_dump(content))
+    return tmp_path / "small.yaml"
+
+
+def write(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (100, 80), (90, 120, 30)).save(folder / f"{name}.png")
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_missing_pose_file_means_unlabelled_only_where_persons_are_shown(small: Path) -> None:
+    split = load_split(small, "train", strict=True)
+    labelled = {record.path.stem: set(record.labels.labelled) for record in split.records}
+    assert labelled == {"a": {"detect", "keypoint"}, "b": {"detect"}, "c": {"detect", "keypoint"}}
+
+
+def test_tasks_of_the_data_file_have_the_last_word(small: Path) -> None:
+    put(small, small.read_text() + "tasks: [detect]\n")
+    split = load_split(small, "train")
+    assert split.tasks == ("detect",)
+    assert split.points is None
+
+
+def test_pose_row_completes_the_box_that_it_describes(small: Path) -> None:
+    labels = load_split(small, "train").records[0].labels
+    assert len(labels) == 1
+    assert labels.keypoints is not None
+    np.testing.assert_allclose(labels.keypoints[0], [[40, 32, 2], [60, 48, 1]], atol=1e-4)
+
+
+def test_joined_files_match_classes_by_name(small: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write(other / "images", "d")
+    put(other / "labels" / "d.txt", "0 .5 .5 .2 .2\n1 .5 .5 .9 .9\n")
+    put(other / "other.yaml", yaml.safe_dump({"train": "images", "names": ["cup", "spoon"]}))
+    put(small, small.read_text() + "join: [other/other.yaml]\n")
+    split = load_split(small, "train")
+    joined = next(record for record in split.records if record.path.stem == "d")
+    assert split.names == {0: "person", 1: "cup"}
+    assert joined.labels.classes.tolist() == [1]
+    assert joined.labels.keypoints is not None
+    assert joined.labels.labelled == {"detect"}
+    assert any("spoon" in note for note in split.problems.notes)
+
+
+def test_keypoint_file_alone_does_not_label_all_classes(tmp_path: Path) -> None:
+    write(tmp_path / "images", "a", "b")
+    images = [{"id": n, "file_name": f"{name}.png", "width": 100, "height": 80} for n, name in enumerate("ab", 1)]
+    person = {"id": 1, "name": "person"}
+    box = {"category_id": 1, "bbox": [10, 10, 40, 40], "iscrowd": 0}
+    points = [15, 15, 2, 20, 20, 1]
+    put(
+        tmp_path / "instances.json",
+        json.dumps(
+            {
+                "images": images[:1],
+                "categories": [person, {"id": 7, "name": "cup"}],
+                "annotations": [{**box, "id": 5, "image_id": 1}],
+            }
+        ),
+    )
+    put(
+        tmp_path / "points.json",
+        json.dumps(
+            {
+                "images": images,
+                "categories": [{**person, "keypoints": ["left_eye", "right_eye"]}],
+                "annotations": [
+                    {**box, "id": 5, "image_id": 1, "keypoints": points},
+                    {**box, "id": 6, "image_id": 2, "keypoints": points},
+                ],
+            }
+        ),
+    )
+    config = DataConfig(path=str(tmp_path), train="images", annotations={"train": ["instances.json", "points.json"]})
+    split = load_split(config, "train", strict=True)
+    assert [len(record.labels) for record in split.records] == [1, 1]
+    assert [set(record.labels.labelled) for record in split.records] == [{"detect", "keypoint"}, {"keypoint"}]
+    assert split.flip_idx == [1, 0]
+
+
+def test_a_folder_of_one_data_file_stands_for_it(small: Path) -> None:
+    assert read_data(small.parent).config.names == {0: "person", 1: "cup"}
+    put(small.parent / "second.yaml", "names: [a]")
+    with pytest.raises(ConfigError, match=r"expected one data file.*second\.yaml, small\.yaml"):
+        read_data(small.parent)
+
+
+def test_labels_in_the_wrong_place_are_noticed(small: Path) -> None:
+    (small.parent / "labels").rename(small.parent / "lables")
+    (small.parent / "labels-pose").rename(small.parent / "poses")
+    split = load_split(small, "train")
+    assert "no label in the whole split" in split.problems.counts
+    with pytest.raises(DataError, match=r"small\.yaml:\d+: no object found"):
+        load_split(small, "train", strict=True)
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key(small: Path) -> None:
+    put(small, small.read_text() + "flip_index: [1, 0]\n")
+    with pytest.raises(ConfigError, match=r"small\.yaml:\d+: unknown key 'flip_index'; did you mean 'flip_idx'"):
+        load_split(small, "train")
+
+
+def test_polygons_without_a_suffix_are_masks_in_plain_labels(small: Path) -> None:
+    put(small.parent / "labels" / "train" / "c.txt", "1 .2 .25 .8 .25 .8 .75 .2 .75\n")
+    split = load_split(small, "train")
+    labels = next(record.labels for record in split.records if record.path.stem == "c")
+    np.testing.assert_allclose(labels.boxes_xyxy, [[20, 20, 80, 60]], atol=1e-3)
+    assert labels.segments is not None
+    assert labels.segments[0] is not None
