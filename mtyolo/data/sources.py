@@ -9,6 +9,7 @@ from pathlib import Path
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.data.formats.coco import category_names, read_coco, read_json
+from mtyolo.data.formats.coco_annotations import CocoFile
 from mtyolo.data.formats.reading import ImageReading, Reading
 from mtyolo.data.formats.yolo import read_yolo
 from mtyolo.data.records import ImageRecord, Problems, Split, default_sigmas, labels_of
@@ -66,7 +67,7 @@ class DataSource:
         if self.config.nc is not None:
             return {number: str(number) for number in range(self.config.nc)}
         files = list(dict.fromkeys(path for split in SPLITS for path in self.annotation_files(split)))
-        return category_names([read_json(path) for path in files], files) if files else None
+        return category_names([CocoFile(path, read_json(path)) for path in files]) if files else None
 
 
 def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
@@ -108,10 +109,13 @@ def load_split(source: str | Path | DataConfig | DataSource, split: str, *, stri
     names = names or _united(readings)
     images = [image for reading in readings for image in _in_classes(reading, names, problems)]
     if not images:
-        raise DataError(
-            f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}\n{problems.summary()}"
-        )
+        raise DataError(f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}{_first(problems)}")
     return _split(data, split, readings, images, names, problems)
+
+
+def _first(problems: Problems) -> str:
+    first = next((kept[0] for kept in problems.examples.values()), None)
+    return f"; {len(problems)} problems, the first: {first}" if first else ""
 
 
 def _require_split(data: DataSource, split: str) -> None:

@@ -1,0 +1,1 @@
+"""Label formats: each reads one split into `reading.Reading`."""

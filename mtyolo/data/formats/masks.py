@@ -17,7 +17,8 @@ POLYGON_NUMBERS = 6
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
     """Flat x, y lists in pixels -> the union of their areas, one instance."""
-    return coco_mask.merge(coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width))
+    parts = coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)
+    return parts[0] if len(parts) == 1 else coco_mask.merge(parts)
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle | str:
@@ -29,7 +30,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle | str
     polygons = [item for item in segmentation if isinstance(item, list) and len(item) >= POLYGON_NUMBERS]
     if len(polygons) < len(segmentation) and not polygons:
         return "a polygon needs at least three points"
-    if not all(len(polygon) % 2 == 0 and _finite(polygon) for polygon in polygons):
+    if not all(len(polygon) % 2 == 0 and finite(polygon) for polygon in polygons):
         return "a polygon needs pairs of finite numbers"
     rle = polygons_to_rle(polygons, height, width)
     return rle if coco_mask.area(rle) > 0 else "the polygon encloses no pixel"
@@ -40,7 +41,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
     if size != [height, width]:
         return f"run lengths for size {size}, the image is [{height}, {width}]"
     if isinstance(counts, list):
-        if not _finite(counts) or min(counts, default=0) < 0 or sum(counts) != height * width:
+        if not finite(counts) or min(counts, default=0) < 0 or sum(counts) != height * width:
             return f"run lengths must be counts that sum to {height * width}"
         rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
     elif isinstance(counts, (str, bytes)) and counts:
@@ -53,7 +54,8 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
     return rle if coco_mask.area(rle) > 0 else "the mask is empty"
 
 
-def _finite(numbers: Sequence[Any]) -> bool:
+def finite(numbers: Sequence[Any]) -> bool:
+    """Are these all numbers, and none of them infinite or NaN?"""
     try:
         return bool(np.isfinite(np.asarray(numbers, np.float64)).all())
     except (TypeError, ValueError):

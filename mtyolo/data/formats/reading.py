@@ -56,7 +56,10 @@ def find_images(folders: Iterable[Path]) -> list[Path]:
 
 
 def _listed(document: Path) -> list[Path]:
-    lines = document.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = document.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{document}: expected a folder of images, or a text file that lists them") from None
     return [Path(os.path.abspath(document.parent / line.strip())) for line in lines if line.strip()]
 
 

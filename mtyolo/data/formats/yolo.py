@@ -9,47 +9,32 @@ the image, the image is not labelled for that task. No file at all: background.
 
 from __future__ import annotations
 
-import codecs
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtyolo.data.formats.masks import polygons_to_rle, rle_area
-from mtyolo.data.formats.reading import (
-    ImageReading,
-    Reading,
-    box_overlap,
-    checked_keypoints,
-    find_images,
-    sizes_of,
+from mtyolo.data.formats.reading import ImageReading, Reading, box_overlap, find_images, sizes_of
+from mtyolo.data.formats.yolo_rows import (
+    BOX_COLUMNS,
+    DROPPED,
+    SMALLEST_POLYGON,
+    Row,
+    box_instance,
+    keypoint_instance,
+    polygon_instance,
+    read_rows,
 )
 from mtyolo.data.records import Instance, Problems
 
-BOX_COLUMNS = 5
-SMALLEST_POLYGON = 7
-"""Class and three points."""
-TOLERANCE = 0.01
-"""How far off the image a value may lie, as a fraction of it: rounding (ultralytics allows as much)."""
-PIXELS_FROM = 2.0
-"""Values beyond this are more likely pixels than fractions."""
 SAME_OBJECT_OVERLAP = 0.3
 """IoU of boxes from two folders, mutually best in one class, that makes them one object. A box around a polygon is
 often a pixel off, which for a small object is much."""
 LABEL_FOLDERS = ("labels", "labels-seg", "labels-pose")
 SUFFIX_TASKS = {"-seg": "segment", "-pose": "keypoint"}
-DROPPED = "label row that can not be used (dropped)"
-
-
-class Row(NamedTuple):
-    """One line of numbers, and where it stands."""
-
-    values: NDArray[np.float64]
-    place: str
 
 
 @dataclass(eq=False)
@@ -82,7 +67,7 @@ def read_yolo(
         for path in paths:
             document = label_path(path, folder.name)
             if document.is_file() and path in images:
-                folder.rows[path] = _read_rows(document, len(names), problems)
+                folder.rows[path] = read_rows(document, len(names), problems)
     _note_missing(images, label_folders, paths, problems)
     kpt_shape = kpt_shape or _inferred_shape(label_folders)
     for folder in label_folders:
@@ -102,63 +87,6 @@ def label_path(image: Path, folder: str) -> Path:
             parts[position] = folder
             return Path(*parts, image.stem + ".txt")
     return image.with_suffix(".txt") if folder == "labels" else image.parent / folder / (image.stem + ".txt")
-
-
-def _read_rows(document: Path, classes: int, problems: Problems) -> list[Row]:
-    """The usable rows of one file, each once."""
-    text = _decoded(document, problems)
-    rows: dict[bytes, Row] = {}
-    repeated = 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"{document}:{number}"
-        values = _numbers(line)
-        reason = values if isinstance(values, str) else _why_unusable(values, classes)
-        if isinstance(values, str) or reason:
-            problems.add(DROPPED, place, reason or "")
-            continue
-        repeated += rows.setdefault(values.tobytes(), Row(values, place)).place != place
-    if repeated:
-        problems.add("label file with equal rows (each counted once)", document, f"{repeated} rows repeat others")
-    return list(rows.values())
-
-
-def _decoded(document: Path, problems: Problems) -> str:
-    content = document.read_bytes()
-    encoding = "utf-8-sig"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-        problems.add("label file in UTF-16 (read as such)", document, "most tools read UTF-8 only")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        problems.add("label file that is no text (skipped)", document, f"not {encoding}: {error.reason}")
-        return ""
-
-
-def _numbers(line: str) -> NDArray[np.float64] | str:
-    try:
-        return np.array([float(word) for word in line.split()])
-    except ValueError as error:
-        hint = "; separate columns by spaces, not commas" if "," in line else ""
-        return f"{error}{hint}"
-
-
-def _why_unusable(values: NDArray[np.float64], classes: int) -> str | None:
-    """What is wrong with a row whatever it describes; None if nothing."""
-    if len(values) < BOX_COLUMNS:
-        return f"{len(values)} columns; a box has {BOX_COLUMNS}"
-    if not np.isfinite(values).all():
-        return "a value is not finite"
-    if values[0] != int(values[0]):
-        return f"class {values[0]:g} is not a whole number"
-    if not 0 <= values[0] < classes:
-        return f"class {int(values[0])} is not in 0..{classes - 1}"
-    box = values[1:BOX_COLUMNS]
-    if box.max() > PIXELS_FROM:
-        return f"values up to {values[1:].max():g} look like pixels; fractions of the image are expected"
-    return None
 
 
 def _note_missing(
@@ -203,12 +131,12 @@ def _instance(
     pose_columns = BOX_COLUMNS + kpt_shape[0] * kpt_shape[1] if kpt_shape else None
     found: Instance | str
     if folder.kind == "keypoint" or (folder.kind is None and columns == pose_columns):
-        found = _keypoint_instance(row, image, kpt_shape, problems)
+        found = keypoint_instance(row, image, kpt_shape, problems)
         task = "keypoint"
     elif columns == BOX_COLUMNS:
-        found, task = _box_instance(row.values, image), "detect"
+        found, task = box_instance(row.values, image), "detect"
     elif columns >= SMALLEST_POLYGON and columns % 2 == 1:
-        found, task = _polygon_instance(row.values, image), "segment"
+        found, task = polygon_instance(row.values, image), "segment"
     elif folder.kind == "segment":
         found, task = f"{columns - 1} coordinates; a polygon has pairs, three or more", ""
     else:
@@ -222,68 +150,6 @@ def _instance(
     folder.classes.add(found.class_number)
     folder.tasks.add(task)
     return found
-
-
-def _box_instance(values: NDArray[np.float64], image: ImageReading) -> Instance | str:
-    reason = _outside(values[1:BOX_COLUMNS])
-    if reason:
-        return reason
-    center, size = values[1:3], values[3:BOX_COLUMNS]
-    scale = np.array([image.width, image.height])
-    low, high = ((center - size / 2).clip(0, 1) * scale), ((center + size / 2).clip(0, 1) * scale)
-    if not (size > 0).all() or not (high > low).all():
-        return f"a box of {size[0]:g} x {size[1]:g} has no area"
-    return Instance(int(values[0]), (float(low[0]), float(low[1]), float(high[0]), float(high[1])))
-
-
-def _outside(values: NDArray[np.float64]) -> str | None:
-    wrong = values[(values < -TOLERANCE) | (values > 1 + TOLERANCE)]
-    return f"{wrong[0]:g} is not a fraction of the image, 0 to 1" if len(wrong) else None
-
-
-def _polygon_instance(values: NDArray[np.float64], image: ImageReading) -> Instance | str:
-    reason = _outside(values[1:])
-    if reason:
-        return reason
-    points = values[1:].reshape(-1, 2).clip(0, 1) * np.array([image.width, image.height])
-    low, high = points.min(0), points.max(0)
-    edges = points - points[0]
-    longest = edges[np.argmax((edges**2).sum(1))]
-    if np.abs(edges[:, 0] * longest[1] - edges[:, 1] * longest[0]).max() <= 1e-6 * max(1.0, float((longest**2).sum())):
-        return "the polygon's points lie on one line: it encloses nothing"
-    rle = polygons_to_rle([points.reshape(-1).tolist()], image.height, image.width)
-    box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-    return Instance(int(values[0]), box, rle if rle_area(rle) else None)
-
-
-def _keypoint_instance(
-    row: Row, image: ImageReading, kpt_shape: tuple[int, int] | None, problems: Problems
-) -> Instance | str:
-    columns = len(row.values)
-    if columns == BOX_COLUMNS:
-        return f"keypoints are missing: {columns} columns, {_pose_width(kpt_shape)}"
-    if kpt_shape is None:
-        return f"{columns} columns in a keypoint file, and no kpt_shape in the data file"
-    if columns != BOX_COLUMNS + kpt_shape[0] * kpt_shape[1]:
-        return f"{columns} columns, {_pose_width(kpt_shape)}"
-    box = _box_instance(row.values, image)
-    if isinstance(box, str):
-        return box
-    points = row.values[BOX_COLUMNS:].reshape(kpt_shape).astype(np.float32)
-    if kpt_shape[1] == 2:
-        # Without flags, a point at the origin (or before it) is how unlabelled ones are written.
-        flags = np.where((points > 0).any(1) & (points >= 0).all(1), 2.0, 0.0)
-        points = np.concatenate([points, flags[:, None].astype(np.float32)], 1)
-    points[:, :2] *= (image.width, image.height)
-    report = (lambda text: problems.add("keypoint set right", row.place, text))  # fmt: skip  # noqa: E731
-    return box._replace(keypoints=checked_keypoints(points, image.width, image.height, report))
-
-
-def _pose_width(kpt_shape: tuple[int, int] | None) -> str:
-    if kpt_shape is None:
-        return "more are expected"
-    points, values = kpt_shape
-    return f"{BOX_COLUMNS + points * values} expected for kpt_shape [{points}, {values}]"
 
 
 def _report_mixture(found: Sequence[Instance | None], folder: LabelFolder, path: Path, problems: Problems) -> None:

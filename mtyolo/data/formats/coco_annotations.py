@@ -1,0 +1,157 @@
+"""Annotations of a COCO json to objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtyolo.data.formats.masks import finite, rle_box, segmentation_to_rle
+from mtyolo.data.formats.reading import ImageReading, box_overlap, checked_keypoints
+from mtyolo.data.records import Instance, Problems
+
+Identity = int | str
+SKIPPED = "annotation that can not be used (skipped)"
+SAME_OBJECT_OVERLAP = 0.5
+"""Annotations of one id in two files are the same object if their boxes agree at least so much (IoU)."""
+
+
+@dataclass
+class CocoFile:
+    """One json, and which classes and tasks it labels."""
+
+    path: Path
+    content: dict[str, Any]
+    classes: dict[Identity, int] = field(default_factory=dict)  # category id -> class
+    points: dict[int, int] = field(default_factory=dict)  # class -> number of keypoints
+    images: dict[Identity, ImageReading] = field(default_factory=dict)
+    has_masks: bool = False
+
+    @property
+    def annotated(self) -> bool:
+        return isinstance(self.content.get("annotations"), list)
+
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        """The objects listed under a key; none if it is missing."""
+        return [entry for entry in self.content.get(key) or [] if isinstance(entry, dict)]
+
+
+def identity_of(value: Any) -> Identity:
+    """Ids are numbers; some tools write them as text."""
+    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        return int(value)
+    return value if isinstance(value, (int, str)) else str(value)
+
+
+def read_annotations(
+    file: CocoFile, keys: dict[Path, dict[tuple[Identity, int], int]], points: int | None, problems: Problems
+) -> None:
+    if not file.annotated:
+        problems.add(
+            "file without annotations (for prediction only)", file.path, 'no "annotations": nothing to train on'
+        )
+        return
+    left_out = {identity_of(category.get("id")) for category in file.entries("categories")} - set(file.classes)
+    listed = {identity_of(entry.get("id")) for entry in file.entries("images")}
+    seen: set[Identity] = set()
+    for annotation in file.entries("annotations"):
+        key, image_key = identity_of(annotation.get("id")), identity_of(annotation.get("image_id"))
+        category = identity_of(annotation.get("category_id"))
+
+        def skip(kind: str, text: str, key: Identity = key) -> None:
+            problems.add(kind, file.path, f"annotation {key}: {text}")
+
+        image = file.images.get(image_key)
+        if image is None or category not in file.classes:
+            if image_key not in listed:
+                skip(SKIPPED, f"image id {image_key} is not in images")
+            elif image is not None and category not in left_out:
+                skip(SKIPPED, f"category id {category} is not in categories")
+            continue
+        instance = _instance(annotation, file.classes[category], image, points, skip)
+        if instance is None:
+            continue
+        if key in seen:
+            skip("annotation id given twice (both kept)", "its id stands here a second time")
+        file.has_masks |= instance.segment is not None and not instance.crowd
+        _add(image, instance, key, keys[image.path], again=key in seen)
+        seen.add(key)
+
+
+def _add(
+    image: ImageReading, instance: Instance, key: Identity, known: dict[tuple[Identity, int], int], again: bool
+) -> None:
+    """Append an object, or complete the one that another file has under the same id."""
+    position = known.get((key, instance.class_number))
+    if position is None or again:
+        known.setdefault((key, instance.class_number), len(image.instances))
+        image.instances.append(instance)
+        return
+    other = image.instances[position]
+    if box_overlap(other.box_xyxy, instance.box_xyxy) < SAME_OBJECT_OVERLAP:
+        image.instances.append(instance)
+        return
+    image.instances[position] = other._replace(
+        segment=instance.segment if other.segment is None else other.segment,
+        keypoints=instance.keypoints if other.keypoints is None else other.keypoints,
+    )
+
+
+def _instance(
+    annotation: dict[str, Any], number: int, image: ImageReading, points: int | None, skip: Callable[[str, str], None]
+) -> Instance | None:
+    crowd = bool(annotation.get("iscrowd", 0))
+    segment = None
+    if annotation.get("segmentation"):
+        rle = segmentation_to_rle(annotation["segmentation"], image.height, image.width)
+        if isinstance(rle, str):
+            skip("mask that can not be used (the box stays)", rle)
+        else:
+            segment = rle
+    box = annotation.get("bbox")
+    if box is None and segment is not None:
+        corners: tuple[float, float, float, float] | str = rle_box(segment)
+    else:
+        corners = _clipped(box, image)
+    if isinstance(corners, str):
+        skip(SKIPPED, corners)
+        return None
+    keypoints = None
+    if points is not None and annotation.get("keypoints"):
+        keypoints = _keypoints(annotation["keypoints"], points, image, skip)
+    return Instance(number, corners, segment, keypoints, crowd)
+
+
+def _clipped(box: Any, image: ImageReading) -> tuple[float, float, float, float] | str:
+    """A COCO bbox as corners inside the image, or why it is none."""
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return f"bbox {box} is not four numbers"
+    if not np.isfinite([x, y, width, height]).all():
+        return f"bbox {box} is not finite"
+    if width <= 0 or height <= 0:
+        return f"bbox {box} has no area"
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + width, float(image.width)), min(y + height, float(image.height))
+    if right <= left or bottom <= top:
+        return f"bbox {box} lies outside the image of {image.width}x{image.height}"
+    return left, top, right, bottom
+
+
+def _keypoints(
+    values: Any, points: int, image: ImageReading, skip: Callable[[str, str], None]
+) -> NDArray[np.float32] | None:
+    if not isinstance(values, list) or len(values) != points * 3:
+        found = len(values) if isinstance(values, list) else type(values).__name__
+        skip("keypoints that can not be used (the box stays)", f"{found} numbers, expected {points * 3} for {points}")
+        return None
+    if not finite(values):
+        skip("keypoints that can not be used (the box stays)", "not all of them are finite numbers")
+        return None
+    array = np.array(values, np.float32).reshape(points, 3)
+    return checked_keypoints(array, image.width, image.height, lambda text: skip("keypoint set right", text))
