@@ -58,7 +58,7 @@ class WorkingImages:
         height, width = mask_shape(self.shapes[index])
         segments = self.records[index].labels.segments or []
         if index >= self.kept:
-            return self._decode_masks([segments[number] for number in chosen], (height, width))
+            return decode_masks([segments[number] for number in chosen], (height, width))
         self._fill(index)
         row = packed_bytes(height, width)
         start = int(self.offsets[index]) + 3 * self.shapes[index][0] * self.shapes[index][1]
@@ -91,7 +91,7 @@ class WorkingImages:
         self._bytes_at(start, image.size)[:] = image.reshape(-1)
         segments = self.records[index].labels.segments
         if segments:
-            masks = self._decode_masks(segments, mask_shape(self.shapes[index]))
+            masks = decode_masks(segments, mask_shape(self.shapes[index]))
             packed = np.packbits(masks.reshape(len(masks), -1), axis=1)
             self._bytes_at(start + image.size, packed.size)[:] = packed.reshape(-1)
         self.filled[index] = 1
@@ -103,15 +103,6 @@ class WorkingImages:
             raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]}, was {record.width}x{record.height}")
         height, width = self.shapes[index]
         return resize(image, height, width)
-
-    @staticmethod
-    def _decode_masks(segments: Sequence[Rle | None], shape: tuple[int, int]) -> NDArray[np.uint8]:
-        masks = np.zeros((len(segments), *shape), np.uint8)
-        for number, segment in enumerate(segments):
-            if segment is not None:
-                # More than half of a coarse pixel's area covered.
-                masks[number] = cv2.resize(rle_mask(segment) * 255, shape[::-1], interpolation=cv2.INTER_AREA) > 127
-        return masks
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the memory, for processes that do not fork: they keep their own."""
@@ -128,6 +119,16 @@ def working_shape(height: int, width: int, size: int) -> tuple[int, int]:
 
 def mask_shape(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-shape[0] // MASK_STEP), -(-shape[1] // MASK_STEP)
+
+
+def decode_masks(segments: Sequence[Rle | None], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """[n, *shape] of 0 and 1; all zero for an object without a mask."""
+    masks = np.zeros((len(segments), *shape), np.uint8)
+    for number, segment in enumerate(segments):
+        if segment is not None:
+            # More than half of a coarse pixel's area covered.
+            masks[number] = cv2.resize(rle_mask(segment) * 255, shape[::-1], interpolation=cv2.INTER_AREA) > 127
+    return masks
 
 
 def packed_bytes(height: int, width: int) -> int:

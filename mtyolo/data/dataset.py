@@ -58,9 +58,9 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.epoch = 0
-        self.records = [_without_crowd(record) for record in split.records]
+        self.records = [without_crowd(record) for record in split.records]
         self.working = WorkingImages(self.records, size, cache_bytes)
-        self.peers = _peers(self.records)
+        self.peers = peers_of(self.records)
         self.may_mirror = split.points is None or split.flip_idx is not None
 
     def __len__(self) -> int:
@@ -157,14 +157,14 @@ def _joined(arrays: Sequence[NDArray[Number] | None]) -> NDArray[Number] | None:
     return np.concatenate(present) if present else None
 
 
-def _without_crowd(record: ImageRecord) -> ImageRecord:
+def without_crowd(record: ImageRecord) -> ImageRecord:
     """Crowd regions are for evaluation to ignore, never to learn from."""
     if not record.labels.crowd.any():
         return record
     return replace(record, labels=record.labels.select(~record.labels.crowd))
 
 
-def _peers(records: Sequence[ImageRecord]) -> list[NDArray[np.int64]]:
+def peers_of(records: Sequence[ImageRecord]) -> list[NDArray[np.int64]]:
     """For each image those labelled for the same tasks: a mosaic is labelled only for what all four are."""
     groups: dict[frozenset[str], list[int]] = {}
     for index, record in enumerate(records):

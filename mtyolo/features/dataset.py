@@ -1,0 +1,100 @@
+"""Batches for training from a store: labels and order as from images, with a pyramid in the place of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mtyolo.config.training import AugmentConfig
+from mtyolo.data.dataset import Dataset, Pick, peers_of, without_crowd
+from mtyolo.data.loader import EpochBatches, collate
+from mtyolo.data.records import Split
+from mtyolo.data.transforms import Sample
+from mtyolo.features.augment import Picture, arrange, plain
+from mtyolo.features.labels import PieceLabels, joined, mirror
+from mtyolo.features.reader import FeatureStore
+from mtyolo.structures import Batch
+
+
+class StoreDataset(torch.utils.data.Dataset[Batch]):
+    """A split whose images are in a store. Item i of epoch e depends only on (seed, e, i).
+
+    Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
+    Raises StoreError where images are missing from the store or have changed since.
+    """
+
+    def __init__(self, store: FeatureStore, split: Split, augment: AugmentConfig | None = None, seed: int = 0) -> None:
+        self.store = store
+        self.split = split
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self.records = [without_crowd(record) for record in split.records]
+        self.rows = store.index(split.name).match(split.records)
+        self.index_of = {row: index for index, row in enumerate(self.rows)}
+        self.peers = peers_of(self.records)
+        self.may_mirror = split.points is None or split.flip_idx is not None
+        size = store.manifest.size
+        self.labels = PieceLabels(self.records, size, size // store.cells, split.flip_idx)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch plain indices mean, and samplers hand on."""
+        self.epoch = epoch
+
+    def __getitem__(self, pick: int | Pick) -> Batch:
+        return self.__getitems__([pick])
+
+    def __getitems__(self, picks: Sequence[int | Pick]) -> Batch:
+        """A batch at once, so that features are copied straight to where the model reads them."""
+        chosen = [pick if isinstance(pick, tuple) else (self.epoch, pick) for pick in picks]
+        pictures = [self._picture(epoch, index) for epoch, index in chosen]
+        samples = [self._sample(picture, index) for picture, (_, index) in zip(pictures, chosen, strict=True)]
+        batch = collate(samples)
+        pyramid = self.store.read(
+            self.split.name, [picture.pieces for picture in pictures], [picture.mirrored for picture in pictures]
+        )
+        return replace(batch, images=None, pyramid=pyramid)
+
+    def _picture(self, epoch: int, index: int) -> Picture:
+        if self.augment is None:
+            return plain(self.rows[index], self.store.cells)
+        random = np.random.default_rng((self.seed, epoch, index))
+        others = self.peers[index][random.integers(len(self.peers[index]), size=3)]
+        rows = [self.rows[number] for number in (index, *others)]
+        picture = arrange(rows, self.store.manifest.views, self.store.cells, self.augment, random)
+        return picture if self.may_mirror else picture._replace(mirrored=False)
+
+    def _sample(self, picture: Picture, index: int) -> Sample:
+        row_of = self.store.index(self.split.name).rows
+        parts = [self.labels.draw(self.index_of[piece.row], row_of[piece.row], piece) for piece in picture.pieces]
+        sample = replace(joined(parts), index=index)
+        return mirror(sample, self.store.manifest.size, self.split.flip_idx) if picture.mirrored else sample
+
+
+def make_store_loader(
+    store: FeatureStore,
+    split: Split,
+    batch: int,
+    *,
+    augment: AugmentConfig | None,
+    shuffle: bool,
+    seed: int,
+    drop_last: bool = False,
+) -> DataLoader[Batch]:
+    """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
+    more than copying them from a mapped file."""
+    dataset = StoreDataset(store, split, augment, seed)
+    batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return cast(Batch, batch)

@@ -1,0 +1,123 @@
+"""What a store holds, in one small file that a person can read, and that another program can write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from mtyolo.config.model import Positive, Strict
+from mtyolo.errors import StoreError
+from mtyolo.structures import Level
+
+MANIFEST = "manifest.json"
+
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+
+WORDS = {
+    "extractor": "made by the extractor {0}, not {1}",
+    "size": "made at {0} px, not {1} px",
+    "geometry": "images were fitted by {0}, not by {1}",
+    "levels": "has levels (stride: channels) {0}, not {1}",
+    "dtype": "stored as {0}, not as {1}",
+    "views": "has {0} views of an image, not {1}",
+}
+"""How each difference between two stores reads in a sentence: this store's, the other's."""
+
+
+class Manifest(Strict):
+    """manifest.json of a store."""
+
+    format: Literal["mtyolo-features/1"] = "mtyolo-features/1"
+    extractor: dict[str, str]
+    """What made the features: `name`, and for comparison `weights` (a hash) and `normalisation`; more if you like."""
+    size: Positive
+    """Side of the square that images were fitted into, in pixels."""
+    geometry: Literal["letterbox"] = "letterbox"
+    levels: Annotated[dict[Positive, Positive], Field(min_length=1)]
+    """stride -> channels."""
+    dtype: Dtype
+    views: Positive = 1
+    """How often each image is stored; the first view is the plain letterbox."""
+    images_per_shard: Positive
+    splits: dict[str, int]
+    """Split -> number of images."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the programs that wrote the store; for people, never compared."""
+
+    @property
+    def level_list(self) -> tuple[Level, ...]:
+        return tuple(Level(stride, self.levels[stride]) for stride in sorted(self.levels))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that makes features what they are; every shard carries it, so that stores can not be mixed up."""
+        meaning = self.model_dump(mode="json", include=set(WORDS))
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+    def shards(self, split: str) -> int:
+        return -(-self.splits[split] // self.images_per_shard)
+
+    def shape(self, stride: int) -> tuple[int, int, int]:
+        """Channels, height, width of one image's features."""
+        return self.levels[stride], self.size // stride, self.size // stride
+
+    def difference(self, other: Manifest) -> str | None:
+        """What keeps features of `other` out of this store, as the end of a sentence."""
+        for key, words in WORDS.items():
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                if key == "extractor":
+                    return difference_of_identity(mine, theirs)
+                return words.format(mine, theirs)
+        return None
+
+
+def difference_of_identity(made_by: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
+    """The first thing in which two extractors differ; what only one of them tells is not compared."""
+    for key in ("name", *sorted(made_by.keys() & asked.keys())):
+        mine, theirs = made_by.get(key, "unknown"), asked.get(key, "unknown")
+        if mine != theirs:
+            what = "" if key == "name" else f"'s {key}"
+            return f"made with the extractor{what} {mine}, not {theirs}"
+    return None
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """Raises StoreError: no store there, or its manifest is not one."""
+    path = Path(directory) / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{directory}: no feature store (no {MANIFEST} in {Path(directory).absolute()}); run mtyolo extract"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{path}: can not be read: {error}") from None
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(str(key) for key in detail["loc"])
+        raise StoreError(f"{path}: {place or 'the file'}: {detail['msg']}; see docs/features.md") from None
+
+
+def write_manifest(directory: Path | str, manifest: Manifest) -> None:
+    write_whole(Path(directory) / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write by way of a temporary name, so that the file is complete or absent, also when the power goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""Features from a store: checked against the model and the data, then copied into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtyolo.data.records import Split
+from mtyolo.errors import StoreError
+from mtyolo.features.codec import decode_into
+from mtyolo.features.index import SplitIndex
+from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest
+from mtyolo.features.residency import Residency, Shelf
+from mtyolo.features.shards import REPAIR, Row, Stored, read_contents, shard_path
+from mtyolo.structures import Level, Pyramid
+
+
+class Window(NamedTuple):
+    """A part of the input, in cells of the coarsest level."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def slices(self, finer: int) -> tuple[slice, slice]:
+        """Rows and columns at a level with `finer` times as many cells a side."""
+        top, left = self.top * finer, self.left * finer
+        return slice(top, top + self.height * finer), slice(left, left + self.width * finer)
+
+
+class Piece(NamedTuple):
+    """A part of one stored view, and where it goes in the new pyramid."""
+
+    row: int
+    view: int
+    source: Window
+    top: int
+    left: int
+
+
+class FeatureStore:
+    """An open store. Files are opened when first used and stay open; reading copies, it never decompresses.
+
+    Made by `FeatureStore.open`.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, residency: Residency) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.residency = residency
+        self._shelves: dict[str, Shelf] = {}
+        self._indices: dict[str, SplitIndex] = {}
+
+    @classmethod
+    def open(cls, directory: Path | str, residency: Residency = "auto") -> FeatureStore:
+        """Raises StoreError where there is no store."""
+        return cls(Path(directory), read_manifest(directory), residency)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.manifest.level_list
+
+    @property
+    def cells(self) -> int:
+        """Side of the coarsest level."""
+        return self.manifest.size // max(self.manifest.levels)
+
+    def index(self, split: str) -> SplitIndex:
+        """Which images the store has. Raises StoreError for a missing or damaged table of contents."""
+        if split not in self._indices:
+            self._open(split)
+        return self._indices[split]
+
+    def check(self, model: Any, split: Split, size: int) -> list[int]:
+        """Do these features belong to the model's extractor, to this size, and to these images?
+
+        model: has an `extractor` with `levels` and `identity`. Returns the row of each image of the split.
+        Raises StoreError saying in one sentence what differs.
+        """
+        extractor = model.extractor
+        if extractor is None:
+            raise StoreError(f"{self.directory}: this model has no extractor, so it takes images and not features")
+        self.check_made_by(getattr(extractor, "identity", {}), extractor.levels, size)
+        return self.index(split.name).match(split.records)
+
+    def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:
+        """Raises StoreError where extractor, levels or size are not those of the store."""
+        difference = difference_of_identity(self.manifest.extractor, identity) if identity else None
+        wanted = {level.stride: level.channels for level in levels}
+        if difference is None and wanted != self.manifest.levels:
+            difference = f"has levels (stride: channels) {self.manifest.levels}, the model's extractor has {wanted}"
+        if difference is None and size != self.manifest.size:
+            difference = f"made at {self.manifest.size} px, the model asks for {size} px"
+        if difference:
+            raise StoreError(
+                f"{self.directory}: {difference}; run mtyolo extract into another folder, or change what differs"
+            )
+
+    def read(
+        self,
+        split: str,
+        pictures: Sequence[Sequence[Piece]],
+        mirrored: Sequence[bool] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pyramid:
+        """A batch of pyramids, each put together from pieces of stored ones; what no piece covers is zero.
+
+        mirrored: which of them to turn left to right at the end. Returns stride -> [B, C, size/stride, size/stride] on
+        the device where the store keeps them.
+        """
+        index, shelf = self.index(split), self._shelves[split]
+        pyramid: Pyramid = {}
+        for stride in self.manifest.levels:
+            shape = (len(pictures), *self.manifest.shape(stride))
+            pyramid[stride] = torch.empty(shape, dtype=dtype, device=shelf.device)
+            for number, pieces in enumerate(pictures):
+                target = pyramid[stride][number]
+                if not _covers(pieces, self.cells):
+                    target.zero_()
+                for piece in pieces:
+                    shard, place = index.places[piece.row]
+                    self._copy(shelf[shard], place, piece, stride, target)
+                if mirrored is not None and mirrored[number]:
+                    target.copy_(target.flip(-1))
+        return pyramid
+
+    def _copy(self, stored: Stored, place: int, piece: Piece, stride: int, target: Tensor) -> None:
+        finer = max(self.manifest.levels) // stride
+        to = piece.source._replace(top=piece.top, left=piece.left).slices(finer)
+        row = place * self.manifest.views + piece.view
+        decode_into(target[:, to[0], to[1]], stored, stride, row, *piece.source.slices(finer))
+
+    def whole(self, row: int, view: int = 0) -> Piece:
+        """All of one stored view, where it was."""
+        return Piece(row, view, Window(0, 0, self.cells, self.cells), 0, 0)
+
+    def row(self, split: str, number: int) -> Row:
+        return self.index(split).rows[number]
+
+    def _open(self, split: str) -> None:
+        count = self.manifest.splits.get(split)
+        if count is None:
+            there = ", ".join(self.manifest.splits)
+            raise StoreError(
+                f"{self.directory}: has no split {split}, only {there}; run mtyolo extract --splits {split}"
+            )
+        contents = []
+        for number in range(self.manifest.shards(split)):
+            path = shard_path(self.directory, split, number)
+            content = read_contents(path)
+            if content.fingerprint not in (None, self.manifest.fingerprint):
+                raise StoreError(f"{path}: belongs to another store (its manifest was different); {REPAIR}")
+            contents.append(content)
+        found = sum(len(content.rows) for content in contents)
+        if found != count:
+            raise StoreError(f"{self.directory}: the shards of {split} have {found} images, the manifest says {count}")
+        self._shelves[split] = Shelf(self.directory, self.manifest, split, contents, self.residency)
+        self._indices[split] = SplitIndex(split, contents)
+
+
+def _covers(pieces: Sequence[Piece], cells: int) -> bool:
+    """Pieces never overlap, so their area tells whether they fill the input."""
+    return sum(piece.source.height * piece.source.width for piece in pieces) == cells * cells
+
+
+def open_for(model: Any, directory: Path | str, split: Split, size: int, residency: Residency = "auto") -> FeatureStore:
+    """Open a store and check that it belongs to a model, a split and a size. Raises StoreError."""
+    store = FeatureStore.open(directory, residency)
+    store.check(model, split, size)
+    return store

@@ -1,0 +1,77 @@
+"""Where features are while they are used: on disk, in memory, or on the GPU. A shard is checked when first used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mtyolo.data.cache import free_memory
+from mtyolo.errors import ConfigError, StoreError
+from mtyolo.features.codec import bytes_per_image, expected_tensors
+from mtyolo.features.manifest import Manifest
+from mtyolo.features.shards import REPAIR, Contents, Stored, check_shard, load_shard, map_shard, shard_path
+
+Residency = Literal["auto", "stream", "ram", "gpu"]
+
+MEMORY_SHARE = 0.5
+"""Of the free memory, or GPU memory, that `auto` takes at most."""
+
+
+class Shelf:
+    """The shards of one split. Tensors come from where `residency` says, and are checked on the way, once."""
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, split: str, contents: list[Contents], residency: Residency
+    ) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.split = split
+        self.contents = contents
+        self.residency = choose(residency, bytes_per_image(manifest) * manifest.splits[split])
+        self.shards: dict[int, Stored] = {}
+
+    def __getitem__(self, number: int) -> Stored:
+        """Raises StoreError for a shard whose bytes have changed, or do not fit the manifest."""
+        if number not in self.shards:
+            self.shards[number] = self._open(number)
+        return self.shards[number]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.residency == "gpu" else "cpu")
+
+    def _open(self, number: int) -> Stored:
+        path = shard_path(self.directory, self.split, number)
+        if self.residency == "stream":
+            # The check reads the whole file; what is used next comes from the system's cache.
+            check_shard(path)
+            stored = map_shard(path)
+        else:
+            stored = load_shard(path, self.device)
+        self._check_tensors(path, stored, len(self.contents[number].rows))
+        return stored
+
+    def _check_tensors(self, path: Path, stored: Stored, rows: int) -> None:
+        for name, (dtype, shape) in expected_tensors(self.manifest, rows).items():
+            if name not in stored:
+                raise StoreError(f"{path}: has no tensor {name!r}, which the manifest promises; {REPAIR}")
+            found = stored[name]
+            if found.dtype != dtype or tuple(found.shape) != shape:
+                raise StoreError(
+                    f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, "
+                    f"the manifest says {dtype} {list(shape)}; {REPAIR}"
+                )
+
+
+def choose(residency: Residency, needed: int) -> Residency:
+    """What `auto` means for so many bytes here. Raises ConfigError for a GPU that is not there."""
+    gpu = torch.cuda.is_available()
+    if residency == "gpu" and not gpu:
+        raise ConfigError("residency gpu: torch finds no GPU here; use auto, ram or stream")
+    if residency != "auto":
+        return residency
+    if gpu and needed < torch.cuda.mem_get_info()[0] * MEMORY_SHARE:
+        return "gpu"
+    return "ram" if needed < free_memory() * MEMORY_SHARE else "stream"

@@ -1,0 +1,115 @@
+"""What the extractor sees of an image: the plain letterbox, and views with their own crop, colours and mirror."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mtyolo.config.training import AugmentConfig
+from mtyolo.data.cache import resize, working_shape
+from mtyolo.data.images import read_image
+from mtyolo.data.mosaic import draw_view, place_one
+from mtyolo.data.records import ImageRecord
+from mtyolo.data.transforms import Placement, jitter_colour, paste
+from mtyolo.errors import DataError
+from mtyolo.features.index import sha256_of
+from mtyolo.features.shards import Row, View
+from mtyolo.geometry import PADDING_GREY, letterbox_of
+
+logger = logging.getLogger(__name__)
+
+VIEW_RECIPE = AugmentConfig(mosaic=0)
+"""How views after the first vary: as training images do, without the mosaic."""
+
+
+class Drawn(NamedTuple):
+    """One image's views for the extractor, and what the store notes about the image."""
+
+    row: Row
+    images: NDArray[np.uint8]  # [V, size, size, 3] RGB
+
+
+def draw(record: ImageRecord, name: str, size: int, views: int, *, mirror: bool) -> Drawn:
+    """All views of one image. They depend on the image's name, not on its place among the others.
+
+    mirror: may views be mirrored? (Not where keypoints do not say which of them swap.)
+    """
+    try:
+        status = record.path.stat()
+    except OSError as error:
+        raise DataError(f"{record.path}: can not be read: {error}") from None
+    shape = working_shape(record.height, record.width, size)
+    placed = [further_view(name, number, shape, size, mirror=mirror) for number in range(1, views)]
+    images = np.full((views, size, size, 3), PADDING_GREY, np.uint8)
+    usable = True
+    try:
+        image = _decoded(record, shape)
+        paste(image, plain_placement(record.height, record.width, size), images[0])
+        for number, view in enumerate(placed, start=1):
+            images[number] = _draw_view(image, view, name, number, size)
+    except DataError as error:
+        logger.warning("%s; stored as an image without labels", error)
+        usable = False
+    row = Row(
+        name=name,
+        height=record.height,
+        width=record.width,
+        views=placed,
+        length=status.st_size,
+        modified=status.st_mtime_ns,
+        sha256=sha256_of(record.path),
+        usable=usable,
+    )
+    return Drawn(row, images)
+
+
+def plain_placement(height: int, width: int, size: int) -> Placement:
+    """Where the letterboxed image lies in the input."""
+    letterbox = letterbox_of(height, width, (size, size))
+    inner_height, inner_width = working_shape(height, width, size)
+    left, top = letterbox.left, letterbox.top
+    return Placement(1.0, left, top, (left, top, left + inner_width, top + inner_height))
+
+
+def view_placement(row: Row, number: int, size: int) -> tuple[Placement, bool]:
+    """Where an image lies in one of its views before mirroring, and whether the view is mirrored."""
+    if number == 0:
+        return plain_placement(row.height, row.width, size), False
+    view = row.views[number - 1]
+    return _placement(view, working_shape(row.height, row.width, size), size), view.mirrored
+
+
+def further_view(name: str, number: int, shape: tuple[int, int], size: int, *, mirror: bool) -> View:
+    random = _random(name, number)
+    placement = place_one(shape, size, draw_view(size, size / 2, VIEW_RECIPE, random))
+    mirrored = bool(random.random() < VIEW_RECIPE.flip) and mirror
+    return View(scale=placement.scale, left=placement.left, top=placement.top, mirrored=mirrored)
+
+
+def _draw_view(image: NDArray[np.uint8], view: View, name: str, number: int, size: int) -> NDArray[np.uint8]:
+    canvas = np.full((size, size, 3), PADDING_GREY, np.uint8)
+    paste(image, _placement(view, image.shape[:2], size), canvas)
+    canvas = jitter_colour(canvas, VIEW_RECIPE, _random(name, number, purpose=1))
+    return np.asarray(cv2.flip(canvas, 1), np.uint8) if view.mirrored else canvas
+
+
+def _placement(view: View, shape: tuple[int, int], size: int) -> Placement:
+    right, bottom = view.left + shape[1] * view.scale, view.top + shape[0] * view.scale
+    window = (max(view.left, 0.0), max(view.top, 0.0), min(right, float(size)), min(bottom, float(size)))
+    return Placement(view.scale, view.left, view.top, window)
+
+
+def _random(name: str, number: int, purpose: int = 0) -> np.random.Generator:
+    return np.random.default_rng((zlib.crc32(name.encode()), number, purpose))
+
+
+def _decoded(record: ImageRecord, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    image = read_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
+        raise DataError(f"{record.path}: is {image.shape[1]}x{image.shape[0]}, was {record.width}x{record.height}")
+    return resize(image, *shape)
