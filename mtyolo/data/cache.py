@@ -126,8 +126,9 @@ def decode_masks(segments: Sequence[Rle | None], shape: tuple[int, int]) -> NDAr
     masks = np.zeros((len(segments), *shape), np.uint8)
     for number, segment in enumerate(segments):
         if segment is not None:
-            # More than half of a coarse pixel's area covered.
-            masks[number] = cv2.resize(rle_mask(segment) * 255, shape[::-1], interpolation=cv2.INTER_AREA) > 127
+            # More than half of a coarse pixel's area covered. Transposed: run lengths go down the columns.
+            area = cv2.resize(rle_mask(segment).T * 255, shape, interpolation=cv2.INTER_AREA)
+            masks[number] = area.T > 127
     return masks
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from mtyolo.config.data import DataConfig
+from mtyolo.data.formats.masks import rle_mask
 from mtyolo.data.records import Split
 from mtyolo.data.sources import load_split, read_data
 from mtyolo.errors import ConfigError, DataError
@@ -85,6 +87,13 @@ def test_other_sets_have_their_published_counts(
         boxes = sum(len(set(path.read_text().split("\n")) - {""}) for path in files)
     found = counts(split)
     assert (found["images"], found["boxes"], found["masks"]) == (images, boxes, masks)
+
+
+def test_run_lengths_decode_as_the_library_does(coco_mini: Path) -> None:
+    segments = [segment for record in load_split(coco_mini, "val").records for segment in record.labels.segments or []]
+    for segment in segments[:100]:
+        assert segment is not None
+        np.testing.assert_array_equal(rle_mask(segment), coco_mask.decode(segment))
 
 
 def test_flip_idx_is_read_from_left_and_right_in_coco_names(test_data: Path) -> None:
