@@ -33,12 +33,27 @@ class DataSource:
 
     def has(self, split: str) -> bool:
         """Does this file, or one that it joins, have the split?"""
-        own = getattr(self.config, split) is not None or bool(self._annotations(split))
-        return own or any(joined.has(split) for joined in self.joined())
+        return any(part.has_own(split) for part in self.parts())
 
-    def joined(self) -> list[DataSource]:
-        base = self.document.path.parent if self.document else self.root
-        return [read_data(base / name) for name in self.config.join]
+    def has_own(self, split: str) -> bool:
+        return getattr(self.config, split) is not None or bool(self._annotations(split))
+
+    def parts(self) -> list[DataSource]:
+        """This file and those that it joins, and they join, each once."""
+        found: dict[Path, DataSource] = {self._file: self}
+        waiting = [self]
+        while waiting:
+            part = waiting.pop(0)
+            for name in part.config.join:
+                joined = read_data(Path(os.path.abspath(part._file.parent / name)))
+                if joined._file not in found:
+                    found[joined._file] = joined
+                    waiting.append(joined)
+        return list(found.values())
+
+    @property
+    def _file(self) -> Path:
+        return Path(os.path.abspath(self.document.path)) if self.document else self.root / "(data configuration)"
 
     def folders(self, split: str) -> list[Path]:
         """Existing image folders (or lists) of a split. Raises DataError with the absolute path that is missing."""
@@ -104,8 +119,7 @@ def load_split(source: str | Path | DataConfig | DataSource, split: str, *, stri
     _require_split(data, split)
     problems = Problems(strict=strict)
     names = data.names()
-    parts = [part for part in [data, *data.joined()] if part is data or part.has(split)]
-    readings = [reading for part in parts for reading in _readings(part, split, problems)]
+    readings = [_reading(part, split, problems) for part in data.parts() if part.has_own(split)]
     names = names or _united(readings)
     images = [image for reading in readings for image in _in_classes(reading, names, problems)]
     if not images:
@@ -130,28 +144,25 @@ def _require_split(data: DataSource, split: str) -> None:
 
 
 def _looked_in(data: DataSource, split: str) -> str:
-    own = getattr(data.config, split) is not None or data.annotation_files(split)
-    return ", ".join(map(str, data.folders(split))) if own else "the joined files"
+    return ", ".join(str(folder) for part in data.parts() if part.has_own(split) for folder in part.folders(split))
 
 
-def _readings(data: DataSource, split: str, problems: Problems) -> list[Reading]:
-    """What one data file says about a split, without the files that it joins (theirs is asked from them)."""
+def _reading(data: DataSource, split: str, problems: Problems) -> Reading:
+    """What one data file says about a split, without the files that it joins."""
     files, names = data.annotation_files(split), data.names()
-    points = data.config.kpt_shape[0] if data.config.kpt_shape else None
     if files:
-        readings = [read_coco(files, data.folders(split), names, points, problems)]
-    elif getattr(data.config, split) is None:
-        return [reading for part in data.joined() if part.has(split) for reading in _readings(part, split, problems)]
-    elif names is None:
+        points = data.config.kpt_shape[0] if data.config.kpt_shape else None
+        return _with_overrides(data, read_coco(files, data.folders(split), names, points, problems))
+    if names is None:
         raise ConfigError(
-            f"{data.place()}: neither names nor nc says which classes there are; add names: {{0: person}}"
+            f"{data.place()}: neither names nor nc says which classes there are; add names: {{0: person, …}}"
         )
-    else:
-        folders = _as_list(data.config.labels) or None
-        readings = [read_yolo(data.folders(split), folders, names, data.config.kpt_shape, problems)]
-        if not any(image.labelled and image.instances for image in readings[0].images):
-            problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
-    return [_with_overrides(data, reading) for reading in readings]
+    reading = read_yolo(
+        data.folders(split), _as_list(data.config.labels) or None, names, data.config.kpt_shape, problems
+    )
+    if not any(image.instances for image in reading.images):
+        problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
+    return _with_overrides(data, reading)
 
 
 def _where_labels_go(data: DataSource, split: str) -> str:

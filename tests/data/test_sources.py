@@ -176,6 +176,13 @@ def test_joined_files_match_classes_by_name(small: Path, tmp_path: Path) -> None
     assert any("spoon" in note for note in split.problems.notes)
 
 
+def test_files_that_join_each_other_are_read_once(small: Path, tmp_path: Path) -> None:
+    put(tmp_path / "second.yaml", yaml.safe_dump({"join": ["small.yaml"]}))
+    put(small, small.read_text() + "join: [second.yaml]\n")
+    assert len(load_split(small, "train")) == 3
+    assert load_split(tmp_path / "second.yaml", "train").names == {0: "person", 1: "cup"}
+
+
 def test_keypoint_file_alone_does_not_label_all_classes(tmp_path: Path) -> None:
     write(tmp_path / "images", "a", "b")
     images = [{"id": n, "file_name": f"{name}.png", "width": 100, "height": 80} for n, name in enumerate("ab", 1)]
