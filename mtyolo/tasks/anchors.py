@@ -1,4 +1,4 @@
-"""The one assignment of anchors to objects, shared by all branches."""
+"""The one assignment: which anchor at which cell answers for which object. Once a step, shared by all tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 from mtyolo.structures import Assignment, Matches, Targets
 
 MATCH_RATIO = 4.0
-"""An anchor answers for an object whose width and height differ from its own by less than this factor (official)."""
+"""An anchor answers for objects up to this many times wider or narrower, taller or flatter (official anchor_t)."""
 
-NEIGHBOUR = 0.5
-"""An object also takes the cells beside its own whose edge its centre is nearer to than half a cell (official)."""
+NEIGHBOUR_REACH = 0.5
+"""A cell also answers for objects whose centre lies within this many cells of its edge (official g)."""
+
+STEPS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
+"""From the centre's own cell to its neighbours, as x and y to subtract: none, left, up, right, down."""
 
 
 def assign(
@@ -23,9 +26,11 @@ def assign(
     targets: Targets,
     threshold: float = MATCH_RATIO,
 ) -> Assignment:
-    """Which anchors answer for which objects, as the official YOLOv5 does it.
+    """Match objects to anchors by shape, and to the cell of their centre with its two nearest neighbours.
 
-    anchors: per level [A, 2] in pixels. shapes: (H, W) of each level's map. Reads only shapes and labels.
+    anchors: [L][A, 2] pixels. strides: [L] pixels. shapes: [L] rows and columns of each level's map.
+    Order within a level: step, then anchor, then object; it decides which object a doubly claimed cell reports.
+    The rule of YOLOv5 (ultralytics/yolov5, v7.0): no IoU, and one object may match at several levels.
     """
     return Assignment(
         [
@@ -36,31 +41,64 @@ def assign(
 
 
 def _match_level(anchors: Tensor, shape: tuple[int, int], targets: Targets, threshold: float) -> Matches:
-    """anchors: [A, 2] in cells of this level."""
+    """anchors: [A, 2] in cells."""
     height, width = shape
-    cells = targets.boxes_cxcywh.new_tensor([width, height, width, height])
-    boxes = targets.boxes_cxcywh * cells
-    ratio = boxes[None, :, 2:] / anchors[:, None]
-    fits = torch.maximum(ratio, 1 / ratio).amax(-1) < threshold  # [A, M]
-    anchor, number = fits.nonzero(as_tuple=True)
-    centre = boxes[number, :2]
-    steps = _neighbours(centre, cells[:2])  # [5, N]: itself, left, up, right, down
-    kind, row_of = steps.nonzero(as_tuple=True)
-    anchor, number, centre = anchor[row_of], number[row_of], centre[row_of]
-    cell = (centre - _OFFSETS.to(centre)[kind] * NEIGHBOUR).long()
-    column = cell[:, 0].clamp(0, width - 1)
-    row = cell[:, 1].clamp(0, height - 1)
+    cells = targets.boxes_cxcywh.new_tensor([width, height])
+    centres, sizes = targets.boxes_cxcywh[:, :2] * cells, targets.boxes_cxcywh[:, 2:] * cells
+    ratios = sizes / anchors[:, None]
+    fits = torch.maximum(ratios, 1 / ratios).amax(-1) < threshold
+    anchor, chosen = fits.nonzero(as_tuple=True)
+    step, pair = _takes(centres[chosen], cells).nonzero(as_tuple=True)
+    anchor, chosen = anchor[pair], chosen[pair]
+    steps = centres.new_tensor(STEPS) * NEIGHBOUR_REACH
+    column, row = (centres[chosen] - steps[step]).long().unbind(1)
+    # A centre on the far edge of the image belongs to the last cell.
+    column, row = column.clamp(0, width - 1), row.clamp(0, height - 1)
     corner = torch.stack((column, row), 1)
-    box = torch.cat((centre - corner, boxes[number, 2:]), 1)
-    return Matches(targets.image_index[number], anchor, row, column, number, box)
+    box = torch.cat((centres[chosen] - corner, sizes[chosen]), 1)
+    return Matches(targets.image_index[chosen], anchor, row, column, chosen, box)
 
 
-_OFFSETS = torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float32)
-
-
-def _neighbours(centre: Tensor, cells: Tensor) -> Tensor:
-    """Which of the five cells (own, left, up, right, down) each centre takes: [5, N] bool."""
-    from_end = cells - centre
-    left, up = ((centre % 1 < NEIGHBOUR) & (centre > 1)).T
-    right, down = ((from_end % 1 < NEIGHBOUR) & (from_end > 1)).T
+def _takes(centres: Tensor, cells: Tensor) -> Tensor:
+    """[N, 2] centres in cells -> [5, N] bool: which of STEPS leads to a cell that answers. Neighbours exist inside."""
+    from_end = cells - centres
+    left, up = ((centres % 1 < NEIGHBOUR_REACH) & (centres > 1)).unbind(1)
+    right, down = ((from_end % 1 < NEIGHBOUR_REACH) & (from_end > 1)).unbind(1)
     return torch.stack((torch.ones_like(left), left, up, right, down))
+
+
+def select_matches(matches: Matches, keep: Tensor) -> Matches:
+    """keep: [N] bool."""
+    return Matches(*(field[keep] for field in matches))
+
+
+def at_matches(level: Tensor, matches: Matches) -> Tensor:
+    """What a map [B, A, H, W, C] says where it matched: [N, C] float32, whatever the map's precision."""
+    return level[matches.image, matches.anchor, matches.row, matches.column].float()
+
+
+def labelled_images(targets: Targets, task: str, images: int) -> Tensor:
+    """[B] bool: may the image be judged on the task? Without a word about the task all may."""
+    flags = targets.labelled.get(task)
+    if flags is None:
+        return torch.ones(images, dtype=torch.bool, device=targets.image_index.device)
+    return flags
+
+
+def anchor_rows(
+    shapes: Sequence[tuple[int, int]], anchors: Sequence[Tensor] | Tensor, strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """For each row of decoded output: its cell's centre and its anchor, both [sum(A*H*W), 2] in pixels.
+
+    Rows run level by level, fine to coarse; within a level by anchor, y, x.
+    """
+    centres, sizes = [], []
+    for (height, width), level, stride in zip(shapes, anchors, strides, strict=True):
+        y, x = torch.meshgrid(
+            torch.arange(height, device=level.device), torch.arange(width, device=level.device), indexing="ij"
+        )
+        cells = (torch.stack((x, y), -1).to(level.dtype) + 0.5) * stride
+        count = level.shape[0]
+        centres.append(cells.expand(count, height, width, 2).reshape(-1, 2))
+        sizes.append(level[:, None, None].expand(count, height, width, 2).reshape(-1, 2))
+    return torch.cat(centres), torch.cat(sizes)

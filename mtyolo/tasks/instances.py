@@ -1,20 +1,19 @@
-"""From raw outputs to detections: one suppression; masks and keypoints follow the rows that it keeps."""
+"""From raw outputs to what is in each image: boxes are selected once, masks and keypoints follow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mtyolo.geometry import boxes_to_original, points_to_original
 from mtyolo.structures import Detections, Letterbox, Outputs
+from mtyolo.tasks.anchors import anchor_rows
 from mtyolo.tasks.detect.decode import decode
-from mtyolo.tasks.keypoint.branch import decode_keypoints
-from mtyolo.tasks.maps import joined_rows
+from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.segment.decode import compose_masks
 from mtyolo.tasks.select import Selection, select
-
-Size = tuple[int, int]
 
 
 def instances(
@@ -22,38 +21,52 @@ def instances(
     anchors: Tensor,
     strides: Sequence[int],
     *,
-    size: Size,
+    size: tuple[int, int],
     confidence: float = 0.25,
     iou: float = 0.45,
     limit: int = 300,
     multi_label: bool = False,
     letterboxes: Sequence[Letterbox] | None = None,
 ) -> list[Detections]:
-    """What each image shows, in pixels: of the original images with `letterboxes`, else of the input of `size`."""
-    decoded = decode([level.float() for level in outputs.detect], anchors, strides)
-    kept = select(decoded, confidence, iou, limit, multi_label)
-    coefficients = joined_rows(outputs.segment.coefficients) if outputs.segment else None
-    points = decode_keypoints(outputs.keypoint, anchors, strides) if outputs.keypoint else None
-    found = []
-    for image, selection in enumerate(kept):
-        letterbox = letterboxes[image] if letterboxes is not None else None
-        masks = None
-        if outputs.segment is not None and coefficients is not None:
-            chosen = coefficients[image, selection.rows]
-            masks = compose_masks(chosen, outputs.segment.prototypes[image], selection.boxes_xyxy, size, letterbox)
-        chosen_points = None if points is None else points[image, selection.rows].float()
-        found.append(_detections(selection, masks, chosen_points, letterbox, size))
+    """Boxes, masks and keypoints of each image of a batch, best first.
+
+    anchors: [L, A, 2] pixels. size: height and width of the network input. letterboxes: how each image was fitted into
+    it; with them all results are in original pixels, else in those of the input. confidence, iou, limit, multi_label:
+    as in `select`.
+    """
+    kept = select(decode(outputs.detect, anchors, strides), confidence, iou, limit, multi_label)
+    return [
+        _image(outputs, number, selection, anchors, strides, size, letterboxes[number] if letterboxes else None)
+        for number, selection in enumerate(kept)
+    ]
+
+
+def _image(
+    outputs: Outputs,
+    number: int,
+    kept: Selection,
+    anchors: Tensor,
+    strides: Sequence[int],
+    size: tuple[int, int],
+    letterbox: Letterbox | None,
+) -> Detections:
+    boxes = kept.boxes_xyxy if letterbox is None else boxes_to_original(kept.boxes_xyxy, letterbox)
+    found = Detections(boxes, kept.scores, kept.classes)
+    found.size = size if letterbox is None else (letterbox.height, letterbox.width)
+    if outputs.segment is not None:
+        coefficients = _at_rows(outputs.segment.coefficients, number, kept.rows)
+        prototypes = outputs.segment.prototypes[number]
+        found.masks = compose_masks(coefficients, prototypes, boxes, size=size, letterbox=letterbox)
+    if outputs.keypoint is not None:
+        shapes = [(level.shape[2], level.shape[3]) for level in outputs.keypoint]
+        centres, sizes = anchor_rows(shapes, anchors, strides)
+        raw = _at_rows(outputs.keypoint, number, kept.rows)
+        points, visibility = points_of(raw, centres[kept.rows], sizes[kept.rows])
+        points = points if letterbox is None else points_to_original(points, letterbox)
+        found.keypoints = torch.cat((points, visibility.sigmoid()[..., None]), -1)
     return found
 
 
-def _detections(
-    selection: Selection, masks: Tensor | None, points: Tensor | None, letterbox: Letterbox | None, size: Size
-) -> Detections:
-    boxes = selection.boxes_xyxy
-    if letterbox is not None:
-        boxes = boxes_to_original(boxes, letterbox)
-        size = (letterbox.height, letterbox.width)
-        if points is not None:
-            points = points.clone()
-            points[..., :2] = points_to_original(points[..., :2], letterbox)
-    return Detections(boxes, selection.scores, selection.classes, masks, points, size)
+def _at_rows(maps: Sequence[Tensor], number: int, rows: Tensor) -> Tensor:
+    """Values of one image at rows of the decoded output: [N, C]."""
+    return torch.cat([level[number].flatten(0, 2) for level in maps])[rows]

@@ -1,4 +1,4 @@
-"""The one non-maximum suppression: which rows of the decoded output are objects."""
+"""Non-maximum suppression: from decoded rows to the few that are kept."""
 
 from __future__ import annotations
 
@@ -9,48 +9,55 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from mtyolo.geometry import cxcywh_to_xyxy
-from mtyolo.tasks.detect.branch import BOX_ROWS
+from mtyolo.tasks.detect.branch import BOX_VALUES
 
-MOST_CANDIDATES = 30_000
-"""Boxes that enter suppression at most, best first (official)."""
+CANDIDATES = 30_000
+"""At most so many boxes an image enter the suppression, best first (official max_nms)."""
 
 
 class Selection(NamedTuple):
-    """What one image keeps, best first."""
+    """What was kept of one image, best first."""
 
-    rows: Tensor  # [N] int64: number of the row in the decoded output
+    rows: Tensor  # [N] int64: row of the decoded output
     boxes_xyxy: Tensor  # [N, 4] input pixels
-    scores: Tensor  # [N] objectness times class
+    scores: Tensor  # [N]: objectness times class
     classes: Tensor  # [N] int64
 
 
 def select(
-    decoded: Tensor, confidence: float, iou: float, limit: int, multi_label: bool = False, agnostic: bool = False
+    decoded: Tensor,
+    confidence: float = 0.25,
+    iou: float = 0.45,
+    limit: int = 300,
+    multi_label: bool = False,
+    agnostic: bool = False,
 ) -> list[Selection]:
-    """Non-maximum suppression of each image. decoded: [B, R, 5 + classes].
+    """Keep, of boxes of one class that overlap by more than `iou`, the best.
 
-    multi_label: a box may carry several classes, as the official validation has it; else its best. agnostic: boxes of
-    different classes suppress each other too.
+    decoded: [B, R, 5 + classes]. limit: boxes an image. multi_label: a row may give several boxes, one for each class
+    above `confidence`; else its best class only. agnostic: boxes suppress each other across classes.
     """
-    return [_select_image(image, confidence, iou, limit, multi_label, agnostic) for image in decoded]
+    return [_select_one(rows, confidence, iou, limit, multi_label, agnostic) for rows in decoded]
 
 
-def _select_image(
-    image: Tensor, confidence: float, iou: float, limit: int, multi_label: bool, agnostic: bool
+def _select_one(
+    decoded: Tensor, confidence: float, iou: float, limit: int, multi_label: bool, agnostic: bool
 ) -> Selection:
-    rows = (image[:, 4] > confidence).nonzero().flatten()
-    found = image[rows]
-    scores = found[:, BOX_ROWS:] * found[:, 4:5]
+    objectness = decoded[:, BOX_VALUES - 1]
+    # Objectness bounds the score: most rows leave here, before anything is computed on their classes.
+    rows = (objectness > confidence).nonzero().flatten()
+    products = decoded[rows, BOX_VALUES:] * objectness[rows, None]
     if multi_label:
-        index, classes = (scores > confidence).nonzero(as_tuple=True)
-        scores = scores[index, classes]
+        picked, classes = (products > confidence).nonzero(as_tuple=True)
+        scores = products[picked, classes]
     else:
-        scores, classes = scores.max(1)
-        index = (scores > confidence).nonzero().flatten()
-        scores, classes = scores[index], classes[index]
-    if len(scores) > MOST_CANDIDATES:
-        scores, best = scores.topk(MOST_CANDIDATES)
-        index, classes = index[best], classes[best]
-    boxes = cxcywh_to_xyxy(found[index, :4])
+        best, classes = products.max(1)
+        picked = (best > confidence).nonzero().flatten()
+        scores, classes = best[picked], classes[picked]
+    rows = rows[picked]
+    if len(rows) > CANDIDATES:
+        top = scores.topk(CANDIDATES).indices
+        rows, scores, classes = rows[top], scores[top], classes[top]
+    boxes = cxcywh_to_xyxy(decoded[rows, :4])
     kept = batched_nms(boxes, scores, torch.zeros_like(classes) if agnostic else classes, iou)[:limit]
-    return Selection(rows[index[kept]], boxes[kept], scores[kept], classes[kept])
+    return Selection(rows[kept], boxes[kept], scores[kept], classes[kept])

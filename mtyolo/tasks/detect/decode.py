@@ -1,4 +1,4 @@
-"""From raw maps to the classic rows."""
+"""From raw maps to the classic rows of boxes and scores."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtyolo.tasks.maps import cell_corners
+from mtyolo.tasks.anchors import anchor_rows
+
+
+def box_of(raw: Tensor, anchors: Tensor) -> Tensor:
+    """[..., 4] raw values to boxes: centre relative to the cell's corner, in cells, and size in the anchors' unit.
+
+    A centre reaches half a cell beyond its cell, a size four times the anchor: as far as the assignment goes.
+    """
+    scaled = raw.sigmoid() * 2
+    return torch.cat((scaled[..., :2] - 0.5, scaled[..., 2:] ** 2 * anchors), -1)
 
 
 def decode(maps: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Tensor:
-    """[B, sum(A*H*W), 5 + classes]: cx, cy, w, h in input pixels, then sigmoid scores.
+    """[B, A, H, W, 5 + classes] a level to [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores.
 
-    maps: per level [B, A, H, W, 5 + classes]. anchors: [L, A, 2] pixels. Rows run over levels fine to coarse, then
-    anchors, rows, columns.
+    anchors: [L, A, 2] pixels. Rows run level by level, fine to coarse; within a level by anchor, y, x.
     """
-    return torch.cat(
+    shapes = [(level.shape[2], level.shape[3]) for level in maps]
+    centres, sizes = anchor_rows(shapes, anchors, strides)
+    pixels = torch.cat(
         [
-            _decode_level(level, anchors[index], stride)
-            for index, (level, stride) in enumerate(zip(maps, strides, strict=True))
-        ],
-        1,
+            sizes.new_full((level.shape[1] * level.shape[2] * level.shape[3], 1), stride)
+            for level, stride in zip(maps, strides, strict=True)
+        ]
     )
-
-
-def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
-    batch, count, height, width, values = raw.shape
-    scores = raw.sigmoid()
-    cells = cell_corners(height, width, raw)
-    centre = (2 * scores[..., :2] - 0.5 + cells) * stride
-    size = (2 * scores[..., 2:4]) ** 2 * anchors.view(1, count, 1, 1, 2).to(raw)
-    return torch.cat((centre, size, scores[..., 4:]), -1).reshape(batch, count * height * width, values)
+    scores = torch.cat([level.flatten(1, 3) for level in maps], 1).float().sigmoid()
+    xy = (scores[..., :2] * 2 - 1) * pixels + centres
+    wh = (scores[..., 2:4] * 2) ** 2 * sizes
+    return torch.cat((xy, wh, scores[..., 4:]), -1)

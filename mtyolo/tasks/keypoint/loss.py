@@ -1,4 +1,4 @@
-"""Keypoints: object keypoint similarity for places, cross-entropy for visibility."""
+"""The keypoint loss: object keypoint similarity, and visibility."""
 
 from __future__ import annotations
 
@@ -6,79 +6,79 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn import functional as F
 
 from mtyolo.config.training import LossGains
 from mtyolo.structures import Assignment, Matches, Targets
-from mtyolo.tasks.keypoint.branch import VALUES
-from mtyolo.tasks.maps import of_labelled, of_matches
+from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
+from mtyolo.tasks.keypoint.branch import POINT_VALUES
+from mtyolo.tasks.keypoint.decode import points_of
 
 COCO_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
+    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
+    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
 )
-"""Falloff of each body point, https://cocodataset.org/#keypoints-eval."""
-
-SEGMENT_OF_BOX = 0.53
-"""COCO measures an object by its segment's area; a person's is about this part of the box's."""
+"""How far apart two people place a point, over the object's size: cocodataset.org/#keypoints-eval and pycocotools."""
 
 
-def default_sigmas(points: int) -> list[float]:
-    """COCO's for its 17 body points, else 1 / points for each."""
-    return list(COCO_SIGMAS) if points == len(COCO_SIGMAS) else [1 / points] * points
+def default_sigmas(points: int) -> Tensor:
+    """[K]: COCO's for its 17 points, else 1/K each, as ultralytics has it."""
+    return torch.tensor(COCO_SIGMAS if points == len(COCO_SIGMAS) else [1 / points] * points)
 
 
 def keypoint_loss(
     maps: Sequence[Tensor],
     assignment: Assignment,
     targets: Targets,
-    anchors: Tensor,
+    anchors: Sequence[Tensor] | Tensor,
     strides: Sequence[int],
     gains: LossGains,
-    sigmas: Tensor,
+    sigmas: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Averaged over the pairs of each level whose object has keypoints, in images that are labelled for them.
+    """Components after gains, not multiplied by the batch size: keypoint.location, keypoint.visibility.
 
-    sigmas: [K], OKS falloffs.
+    maps: [B, A, H, W, 3 * K] a level. anchors: [L][A, 2] pixels. sigmas: [K].
+    Means over the matches of a level, summed over levels. Objects without a labelled point, and images not labelled for
+    keypoint, are left out.
     """
-    location = visibility = maps[0].new_zeros((), dtype=torch.float32) + maps[0].sum() * 0
-    if targets.keypoints is not None:
-        for level, (raw, matches) in enumerate(zip(maps, assignment.levels, strict=True)):
-            matches = _usable(matches, targets)
-            if len(matches.image):
-                picked = of_matches(raw, matches).float().unflatten(-1, (-1, VALUES))
-                wanted = _in_cells(targets.keypoints[matches.object], matches, raw)
-                predicted = 0.5 + picked[..., :2] * (anchors[level] / strides[level])[matches.anchor, None]
-                seen = wanted[..., 2] > 0
-                location = location + similarity_loss(predicted, wanted[..., :2], seen, matches.box[:, 2:], sigmas)
-                visibility = visibility + binary_cross_entropy_with_logits(picked[..., 2], seen.float())
-    return {"keypoint.location": gains.location * location, "keypoint.visibility": gains.visibility * visibility}
+    labels = _labels_in_pixels(maps[0], strides[0], targets)
+    usable = (labels[..., 2] > 0).any(1) & labelled_images(targets, "keypoint", len(maps[0]))[targets.image_index]
+    sigmas = (default_sigmas(labels.shape[1]) if sigmas is None else sigmas).to(labels.device)
+    sums = labels.new_zeros(2)
+    for number, (level, matches, stride) in enumerate(zip(maps, assignment.levels, strides, strict=True)):
+        found = select_matches(matches, usable[matches.object])
+        sums = sums + _level_losses(level, found, anchors[number], stride, labels, sigmas)
+    return {"keypoint.location": sums[0] * gains.location, "keypoint.visibility": sums[1] * gains.visibility}
 
 
-def similarity_loss(predicted: Tensor, wanted: Tensor, seen: Tensor, sizes: Tensor, sigmas: Tensor) -> Tensor:
-    """Mean over objects of the mean of log(1 - log OKS) over their seen points; 0 when all points are right.
+def _labels_in_pixels(level: Tensor, stride: int, targets: Targets) -> Tensor:
+    """[M, K, 3] x, y in pixels of the network input, and v. Without keypoints: none is labelled."""
+    if targets.keypoints is None:
+        return torch.zeros(len(targets.classes), level.shape[-1] // POINT_VALUES, POINT_VALUES, device=level.device)
+    height, width = level.shape[2] * stride, level.shape[3] * stride
+    return targets.keypoints * targets.keypoints.new_tensor([width, height, 1])
 
-    predicted, wanted: [N, K, 2]; sizes: [N, 2] of the boxes in the same unit; seen: [N, K] bool.
-    Near the right place this is 1 - OKS (Maji et al. 2022, arXiv:2204.06806); far from it, where OKS is flat and gives
-    no gradient, it still grows with the logarithm of the distance.
+
+def _level_losses(
+    level: Tensor, matches: Matches, anchors: Tensor, stride: int, labels: Tensor, sigmas: Tensor
+) -> Tensor:
+    """[2]: location and visibility."""
+    centres = (torch.stack((matches.column, matches.row), 1) + 0.5) * stride
+    points, visibility = points_of(at_matches(level, matches), centres, anchors[matches.anchor])
+    wanted = labels[matches.object]
+    seen = (wanted[..., 2] > 0).float()
+    areas = (matches.box[:, 2:] * stride).prod(1)
+    distances = oks_distance(points, wanted[..., :2], areas, sigmas)
+    location = ((1 - torch.exp(-distances)) * seen).sum(1) / seen.sum(1).clamp(min=1)
+    unsure = F.binary_cross_entropy_with_logits(visibility, seen, reduction="none").mean(1)
+    return torch.stack((location, unsure)).sum(1) / max(1, len(centres))
+
+
+def oks_distance(points: Tensor, wanted: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:
+    """[N, K]: the exponent of the object keypoint similarity, d^2 / (2 area (2 sigma)^2).
+
+    points, wanted: [N, K, 2] pixels. areas: [N] square pixels. Lin et al. 2014, cocodataset.org/#keypoints-eval.
     """
-    area = (sizes.prod(1) * SEGMENT_OF_BOX).clamp(min=1e-4)
-    squared = (predicted - wanted).square().sum(-1)
-    falloff = (2 * sigmas.to(squared)) ** 2
-    exponent = squared / (2 * area[:, None] * falloff)
-    per_object = (exponent.log1p() * seen).sum(1) / seen.sum(1).clamp(min=1)
-    return per_object.mean()
-
-
-def _usable(matches: Matches, targets: Targets) -> Matches:
-    assert targets.keypoints is not None
-    matches = of_labelled(matches, targets.labelled["keypoint"])
-    has_points = (targets.keypoints[..., 2] > 0).any(1)[matches.object]
-    return Matches(*(values[has_points] for values in matches))
-
-
-def _in_cells(keypoints: Tensor, matches: Matches, raw: Tensor) -> Tensor:
-    """[N, K, 3]: x, y relative to the matched cell's corner, in cells; v unchanged."""
-    scale = keypoints.new_tensor([raw.shape[3], raw.shape[2], 1])
-    corner = torch.stack((matches.column, matches.row, torch.zeros_like(matches.row)), 1)
-    return keypoints * scale - corner[:, None]
+    squared = (points - wanted).square().sum(-1)
+    return squared / (2 * areas[:, None].clamp(min=1) * (2 * sigmas).square())

@@ -1,53 +1,55 @@
-"""From coefficients and prototypes to instance masks at the size of the picture."""
+"""From coefficients and prototypes to masks in the picture."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from mtyolo.geometry import resized_shape
 from mtyolo.structures import Letterbox
 
-PIXELS_AT_ONCE = 32_000_000
-"""Mask pixels in float32 held at one time (128 MB)."""
+THRESHOLD = 0.5
 
 
 def compose_masks(
-    coefficients: Tensor, prototypes: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], letterbox: Letterbox | None
+    coefficients: Tensor,
+    prototypes: Tensor,
+    boxes_xyxy: Tensor,
+    *,
+    size: tuple[int, int],
+    letterbox: Letterbox | None = None,
 ) -> Tensor:
-    """[N, height, width] bool: of the original image with a letterbox, else of the network input.
+    """Masks of one image, cropped to their boxes: [N, height, width] bool.
 
-    coefficients: [N, P]. prototypes: [P, h, w]. boxes_xyxy: [N, 4] pixels of the network input; size: its (H, W).
-    Masks end at their boxes.
+    coefficients: [N, P]. prototypes: [P, h, w]. size: height and width of the network input.
+    boxes_xyxy: [N, 4] pixels of the result: the original image where a letterbox is given, else the network input.
+    Probabilities are interpolated bilinearly, straight from prototype pixels to the result's.
     """
-    shape = (letterbox.height, letterbox.width) if letterbox else size
-    masks = torch.zeros(len(coefficients), *shape, dtype=torch.bool, device=prototypes.device)
-    step = max(1, PIXELS_AT_ONCE // (shape[0] * shape[1]))
-    for start in range(0, len(coefficients), step):
-        chunk = slice(start, start + step)
-        logits = (coefficients[chunk] @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:]).float()
-        logits = _cropped(logits, boxes_xyxy[chunk], size)
-        masks[chunk] = _resized(logits, size, letterbox, shape) > 0  # a probability above one half
+    count, (height, width) = len(coefficients), size
+    if letterbox is None:
+        letterbox = Letterbox(1.0, 0, 0, height, width)
+    small = torch.einsum("np,phw->nhw", coefficients.float(), prototypes.float()).sigmoid()
+    rows = _sources(letterbox.height, letterbox.ratio, letterbox.top, small.shape[1] / height, small.shape[1], small)
+    columns = _sources(letterbox.width, letterbox.ratio, letterbox.left, small.shape[2] / width, small.shape[2], small)
+    masks = torch.zeros((count, letterbox.height, letterbox.width), dtype=torch.bool, device=small.device)
+    limits = boxes_xyxy.new_tensor([letterbox.width, letterbox.height] * 2)
+    edges = torch.minimum((boxes_xyxy - 0.5).ceil().clamp(min=0), limits).long().tolist()
+    # One at a time: a box is a small part of the picture, and all pictures at full size would not fit into memory.
+    for mask, probability, (left, top, right, bottom) in zip(masks, small, edges, strict=True):
+        if right > left and bottom > top:
+            patch = _between(probability, 0, *(part[top:bottom] for part in rows))
+            mask[top:bottom, left:right] = _between(patch, 1, *(part[left:right] for part in columns)) > THRESHOLD
     return masks
 
 
-def _cropped(logits: Tensor, boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
-    """Outside of its box a mask is surely off."""
-    height, width = logits.shape[-2:]
-    scale = boxes_xyxy.new_tensor([width / size[1], height / size[0]] * 2)
-    left, top, right, bottom = (boxes_xyxy * scale)[:, :, None].unbind(1)
-    columns = torch.arange(width, device=logits.device)[None]
-    rows = torch.arange(height, device=logits.device)[None]
-    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
-    return logits.masked_fill(~inside, -8.0)
+def _sources(length: int, ratio: float, shift: int, scale: float, limit: int, like: Tensor) -> tuple[Tensor, ...]:
+    """Along one axis, for each of `length` pixels of the result: the two prototype pixels to mix, and the share of
+    the second."""
+    centres = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
+    places = ((centres * ratio + shift) * scale - 0.5).clamp(0, limit - 1)
+    first = places.long()
+    return first, (first + 1).clamp(max=limit - 1), places - first
 
 
-def _resized(logits: Tensor, size: tuple[int, int], letterbox: Letterbox | None, shape: tuple[int, int]) -> Tensor:
-    if letterbox is not None:
-        scale = logits.shape[-1] / size[1]
-        height, width = resized_shape(letterbox.height, letterbox.width, letterbox.ratio)
-        top, left = round(letterbox.top * scale), round(letterbox.left * scale)
-        bottom, right = round((letterbox.top + height) * scale), round((letterbox.left + width) * scale)
-        logits = logits[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-    return interpolate(logits[None], shape, mode="bilinear", align_corners=False)[0]
+def _between(values: Tensor, axis: int, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    share = share[:, None] if axis == 0 else share
+    return torch.lerp(values.index_select(axis, first), values.index_select(axis, second), share)

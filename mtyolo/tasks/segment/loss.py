@@ -1,85 +1,84 @@
-"""Masks: what prototypes and coefficients compose, against the labelled mask, inside the object's box."""
+"""The mask loss: composed masks against the labelled ones, inside the object's box."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mtyolo.config.training import LossGains
 from mtyolo.geometry import cxcywh_to_xyxy
-from mtyolo.structures import Assignment, MaskOutputs, Matches, Targets
-from mtyolo.tasks.maps import of_labelled, of_matches
+from mtyolo.structures import Assignment, MaskOutputs, Targets
+from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
 
-PAIRS_KEPT = 512
-"""Pairs of anchor and mask of one image whose pixels are kept for the backward pass; more are computed again."""
+CHUNK_PIXELS = 2**22
+"""Mask pixels composed at once, 16 MB a tensor. Backward composes them again, so that no more is ever held."""
 
 
 def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets, gains: LossGains) -> dict[str, Tensor]:
-    """Binary cross-entropy inside the box, divided by the box's area, averaged over the pairs of each level.
+    """After gains, not multiplied by the batch size: segment.mask.
 
-    Objects without a mask (all zero) and images that are not labelled for masks add nothing.
+    Binary cross-entropy summed over the box, divided by the box's area, averaged over the matches of a level, summed
+    over levels. (The official code averages over the matches of each image first.) Objects whose mask is all zero,
+    and images not labelled for segment, are left out.
     """
-    loss = outputs.prototypes.new_zeros((), dtype=torch.float32)
-    pairs = _pairs(outputs.coefficients, assignment.levels, targets)
-    if pairs is None:
-        return {"segment.mask": loss + outputs.prototypes.sum() * 0}
-    coefficients, matches, weight = pairs
-    masks = _resized(targets.masks, outputs.prototypes.shape[-2:])
-    boxes = cxcywh_to_xyxy(targets.boxes_cxcywh)
-    # Images, not objects: their number is the batch's, and each has prototypes of its own.
-    for image in matches.image.unique().tolist():
-        chosen = (matches.image == image).nonzero().flatten()
-        number = matches.object[chosen]
-        parts = (coefficients[chosen], outputs.prototypes[image], masks, number, boxes[number], weight[chosen])
-        kept = len(chosen) <= PAIRS_KEPT
-        loss = loss + (_image_loss(*parts) if kept else checkpoint(_image_loss, *parts, use_reentrant=False))
-    return {"segment.mask": gains.mask * loss}
+    prototypes = outputs.prototypes
+    masks = _masks_of_size(targets, (prototypes.shape[2], prototypes.shape[3]))
+    usable = masks.flatten(1).any(1) & labelled_images(targets, "segment", len(prototypes))[targets.image_index]
+    levels = [select_matches(matches, usable[matches.object]) for matches in assignment.levels]
+    coefficients = torch.cat(
+        [at_matches(level, found) for level, found in zip(outputs.coefficients, levels, strict=True)]
+    )
+    objects = torch.cat([found.object for found in levels])
+    weights = torch.cat([found.box.new_full((len(found.object),), 1 / max(1, len(found.object))) for found in levels])
+    boxes = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(masks.shape[:0:-1] * 2)
+    # Depends on all outputs, so that a step without masks has zero gradients rather than none.
+    total = coefficients[:0].sum() + prototypes[:0].float().sum()
+    one_by_one = prototypes.unbind()
+    for image, pairs in _chunks(targets.image_index[objects], len(prototypes), prototypes.shape[2:].numel()):
+        chosen = objects[pairs]
+        total = total + checkpoint(
+            _weighted_loss,
+            *(coefficients[pairs], one_by_one[image], masks[chosen], boxes[chosen], weights[pairs]),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    return {"segment.mask": total * gains.mask}
 
 
-def _pairs(
-    coefficients: Sequence[Tensor], levels: Sequence[Matches], targets: Targets
-) -> tuple[Tensor, Matches, Tensor] | None:
-    """All levels' pairs in a row: coefficients [N, P], matches, and the weight that averages each level."""
-    if targets.masks is None or not len(targets.classes):
-        return None
-    has_mask = targets.masks.flatten(1).any(1)
-    usable = [of_labelled(matches, targets.labelled["segment"]) for matches in levels]
-    usable = [Matches(*(values[has_mask[matches.object]] for values in matches)) for matches in usable]
-    if not any(len(matches.image) for matches in usable):
-        return None
-    picked = torch.cat([of_matches(raw, matches) for raw, matches in zip(coefficients, usable, strict=True)])
-    weight = torch.cat([picked.new_full((n,), 1 / max(n, 1)) for n in (len(matches.image) for matches in usable)])
-    return picked, Matches(*(torch.cat(values) for values in zip(*usable, strict=True))), weight
+def _masks_of_size(targets: Targets, size: tuple[int, int]) -> Tensor:
+    """[M, h, w] uint8 at the prototypes' size. Without masks: all zero, so that no object counts."""
+    if targets.masks is None:
+        return targets.classes.new_zeros((len(targets.classes), *size), dtype=torch.uint8)
+    if targets.masks.shape[1:] == size or not len(targets.masks):
+        return targets.masks
+    return F.interpolate(targets.masks[None], size, mode="nearest")[0]
 
 
-def _image_loss(
-    coefficients: Tensor, prototypes: Tensor, masks: Tensor, number: Tensor, boxes_xyxy: Tensor, weight: Tensor
-) -> Tensor:
-    """coefficients [N, P], prototypes [P, H, W], masks [M, H, W], number [N]: which mask, boxes [N, 4] fractions."""
-    logits = (coefficients @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:]).float()
-    pixels = binary_cross_entropy_with_logits(logits, masks[number].to(logits), reduction="none")
-    inside = inside_boxes(boxes_xyxy, prototypes.shape[-2:])
-    area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1).clamp(min=1 / inside[0].numel())
-    return ((pixels * inside).mean((1, 2)) / area * weight).sum()
+def _chunks(images: Tensor, count: int, pixels: int) -> Iterator[tuple[int, Tensor]]:
+    """Pairs of one image at a time, as they share its prototypes, and no more than fit into CHUNK_PIXELS."""
+    order = images.argsort(stable=True)
+    by_image = order.split(images.bincount(minlength=count).tolist())
+    for image, pairs in enumerate(by_image):
+        if len(pairs):
+            for chunk in pairs.split(max(1, CHUNK_PIXELS // pixels)):
+                yield image, chunk
 
 
-def inside_boxes(boxes_xyxy: Tensor, shape: tuple[int, int]) -> Tensor:
-    """[N, H, W] bool: which pixels lie in each box. boxes: [N, 4] in fractions."""
-    height, width = shape
-    left, top, right, bottom = (boxes_xyxy * boxes_xyxy.new_tensor([width, height] * 2))[:, :, None].unbind(1)
-    columns = torch.arange(width, device=boxes_xyxy.device)[None]
-    rows = torch.arange(height, device=boxes_xyxy.device)[None]
-    across = (columns >= left) & (columns < right)
-    down = (rows >= top) & (rows < bottom)
-    return down[:, :, None] & across[:, None, :]
+def _weighted_loss(coefficients: Tensor, prototypes: Tensor, masks: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
+    """Of N pairs in one image. coefficients [N, P], prototypes [P, h, w], masks [N, h, w], boxes [N, 4] xyxy pixels."""
+    logits = torch.einsum("np,phw->nhw", coefficients, prototypes.float())
+    across, down = (inside(boxes[:, axis::2], size) for axis, size in ((0, masks.shape[2]), (1, masks.shape[1])))
+    # A box smaller than one mask pixel holds one at most; dividing by less would blow its error up.
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1)
+    pixel_weights = down[:, :, None] * (across * (weights / areas)[:, None])[:, None]
+    return F.binary_cross_entropy_with_logits(logits.float(), masks.float(), pixel_weights, reduction="sum")
 
 
-def _resized(masks: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    assert masks is not None
-    if masks.shape[-2:] == shape:
-        return masks
-    return interpolate(masks[None].float(), shape, mode="nearest")[0]
+def inside(bounds: Tensor, size: int) -> Tensor:
+    """[N, 2] from and to, in pixels -> [N, size] float: 1 for pixels whose centre lies between."""
+    centres = torch.arange(size, device=bounds.device) + 0.5
+    return ((centres >= bounds[:, :1]) & (centres < bounds[:, 1:])).to(bounds.dtype)
