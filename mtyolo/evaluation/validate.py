@@ -18,10 +18,11 @@ from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.keypoints import KeypointPrecision
+from mtyolo.evaluation.masks import MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
-from mtyolo.evaluation.precision import BoxPrecision, Judge, MaskPrecision
+from mtyolo.evaluation.precision import BoxPrecision, Judge
 from mtyolo.model import Model
-from mtyolo.structures import Batch, Detections, MaskOutputs, Outputs
+from mtyolo.structures import Batch, MaskOutputs, Outputs
 from mtyolo.tasks.instances import instances
 
 Progress = Callable[[int, int], None]
@@ -51,11 +52,12 @@ def validate(
     """Average precision of each task on the images that are labelled for it, and seconds an image.
 
     The defaults of confidence, iou and limit are those of the official val, several classes a box. Masks are judged
-    for an image's best 100 detections. size: square network input in pixels,
-    rounded up to a multiple of the model's largest stride. tasks: by default what the model
-    predicts and the split is labelled for. loader: batches in place of letterboxed pictures, for example of stored
-    features; their `indices` count the split's records. device: the model is moved there; by default it stays.
-    The model keeps the modes in which it came. Raises DataError or ConfigError where model and split do not fit.
+    for an image's best 100 detections.
+    size: square network input in pixels, rounded up to a multiple of the model's largest stride. tasks: by default
+    what the model predicts and the split is labelled for. loader: batches in place of pictures letterboxed to `size`,
+    for example of stored features; their `indices` count the split's records, their `labelled` decides.
+    device: the model is moved there; by default it stays. It keeps the modes in which it came.
+    Raises DataError or ConfigError where model and split do not fit.
     """
     judges = make_judges(model, split, tasks)
     size = math.ceil(size / model.largest_stride) * model.largest_stride
@@ -70,12 +72,22 @@ def validate(
         for done, data in enumerate(loader, 1):
             moved = data.to(clock.device)
             clock.lap("preprocess")
-            outputs = forward(model, moved, size)
+            outputs = forward(model, moved)
             clock.lap("forward")
             for number, index in enumerate(data.indices.tolist()):
                 record = split.records[index]
                 # One image at a time: its masks at full size are encoded before the next ones are made.
-                found = _found_in(model, outputs, number, data, size, confidence, iou, limit)
+                found = instances(
+                    outputs_of(outputs, number),
+                    model.anchors,
+                    model.strides,
+                    size=input_size(data),
+                    confidence=confidence,
+                    iou=iou,
+                    limit=limit,
+                    multi_label=True,
+                    letterboxes=[data.letterboxes[number]],
+                )[0]
                 for task, judge in judges.items():
                     if data.targets.labelled[task][number]:
                         judge.add(found, record)
@@ -141,29 +153,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def forward(model: Model, batch: Batch, size: int) -> Outputs:
+def forward(model: Model, batch: Batch) -> Outputs:
     """A batch of pictures (uint8) or of stored features through the model."""
     if batch.images is None:
-        return model(pyramid=batch.pyramid, size=(size, size))
+        return model(pyramid=batch.pyramid, size=input_size(batch))
     images = batch.images.float().div_(255).contiguous(memory_format=torch.channels_last)
     return model(images) if batch.pyramid is None else model(images, pyramid=batch.pyramid)
 
 
-def _found_in(
-    model: Model, outputs: Outputs, number: int, batch: Batch, size: int, confidence: float, iou: float, limit: int
-) -> Detections:
-    """Detections in one image of the batch, in its original pixels."""
-    return instances(
-        outputs_of(outputs, number),
-        model.anchors,
-        model.strides,
-        size=(size, size),
-        confidence=confidence,
-        iou=iou,
-        limit=limit,
-        multi_label=True,
-        letterboxes=[batch.letterboxes[number]],
-    )[0]
+def input_size(batch: Batch) -> tuple[int, int]:
+    """Height and width of the network input that the batch is, or that its features come from."""
+    if batch.images is not None:
+        return batch.images.shape[-2], batch.images.shape[-1]
+    assert batch.pyramid is not None
+    stride, level = next(iter(batch.pyramid.items()))
+    return level.shape[-2] * stride, level.shape[-1] * stride
 
 
 def outputs_of(outputs: Outputs, number: int) -> Outputs:

@@ -14,7 +14,8 @@ from faster_coco_eval.core import mask as rle_codec
 from mtyolo.data.records import ImageRecord, Labels
 from mtyolo.errors import DataError
 from mtyolo.evaluation.keypoints import AREA_OF_BOX, KeypointPrecision
-from mtyolo.evaluation.precision import BoxPrecision, MaskPrecision
+from mtyolo.evaluation.masks import MaskPrecision, run_lengths
+from mtyolo.evaluation.precision import BoxPrecision
 from mtyolo.structures import Detections
 
 NAMES = {0: "cat", 1: "dog"}
@@ -190,6 +191,21 @@ def test_an_object_without_a_mask_is_neither_found_nor_missed():
     metrics = judge.compute()
     assert metrics.ap == pytest.approx(1)
     assert metrics.objects == 1
+
+
+@pytest.mark.parametrize("fill", ["empty", "full", "noise", "one corner", "other corner"])
+def test_run_lengths_are_those_of_cocos_own_encoder(fill: str):
+    mask = np.zeros((37, 53), np.bool_)
+    if fill == "full":
+        mask[:] = True
+    elif fill == "noise":
+        mask[5:30, 10:40] = np.random.default_rng(0).random((25, 30)) > 0.5
+    elif fill == "one corner":
+        mask[0, 0] = True
+    elif fill == "other corner":
+        mask[-1, -1] = True
+    expected = rle_codec.encode(np.asfortranarray(mask))
+    assert run_lengths(mask) == expected
 
 
 def test_a_mask_of_another_size_than_the_image_is_named():

@@ -1,0 +1,125 @@
+"""Prediction against the official network's detections, and what it does with bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtyolo.checkpoint import load
+from mtyolo.data.records import Problems
+from mtyolo.errors import CheckpointError, DataError
+from mtyolo.model import Model
+from mtyolo.prediction.predict import letterboxed, predict, stream
+
+
+@pytest.fixture(scope="module")
+def official(test_data: Path) -> Model:
+    return load(test_data / "weights/yolov5n.pt")
+
+
+@pytest.fixture(scope="module")
+def reference(test_data: Path) -> dict[str, np.ndarray]:
+    with np.load(test_data / "reference/yolov5n_forward_reference.npz") as arrays:
+        return {key: arrays[key] for key in arrays if "detections" in key or "input" in key}
+
+
+@pytest.mark.parametrize("name", ["bus", "zidane"])
+def test_the_network_sees_the_pixels_that_the_official_one_sees(
+    test_data: Path, reference: dict[str, np.ndarray], name: str
+):
+    with Image.open(test_data / f"images/{name}.jpg") as image:
+        canvas, _ = letterboxed(np.asarray(image.convert("RGB")), 640)
+    assert (canvas.transpose(2, 0, 1) == reference[f"{name}_input"]).all()
+
+
+@pytest.mark.parametrize("name", ["bus", "zidane"])
+def test_detections_are_the_official_ones(
+    official: Model, test_data: Path, reference: dict[str, np.ndarray], name: str
+):
+    expected = torch.from_numpy(reference[f"{name}_detections_xyxy_conf_cls"])
+    (result,) = predict(official, test_data / f"images/{name}.jpg")
+    assert result.classes.tolist() == expected[:, 5].tolist()
+    torch.testing.assert_close(result.boxes, expected[:, :4].float(), atol=0.5, rtol=0)
+    torch.testing.assert_close(result.scores, expected[:, 4].float(), atol=0.005, rtol=0)
+
+
+def test_files_arrays_and_pil_images_give_the_same(official: Model, test_data: Path):
+    path = test_data / "images/bus.jpg"
+    with Image.open(path) as image:
+        results = predict(official, [path, np.asarray(image.convert("RGB")), image], size=320, batch=2)
+    assert [result.path for result in results] == [path, None, None]
+    for result in results[1:]:
+        torch.testing.assert_close(result.boxes, results[0].boxes, atol=0.01, rtol=0)
+    assert (results[0].detections.size) == (1080, 810)
+
+
+def test_a_checkpoint_can_be_named_by_its_path(test_data: Path, tmp_path: Path):
+    (result,) = predict(test_data / "weights/yolov5n.pt", test_data / "images/bus.jpg", size=320)
+    names = {found["name"] for found in json.loads(result.to_json())["detections"]}
+    assert {"person", "bus"} <= names
+    picture = Image.open(result.save(tmp_path / "bus.png"))
+    assert picture.size == (810, 1080)
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt: no such file"):
+        predict(tmp_path / "nowhere.pt", test_data / "images/bus.jpg")
+
+
+def test_unreadable_images_are_named_and_counted_and_the_rest_is_predicted(
+    official: Model, test_data: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = test_data / "bad/images"
+    bad = [folder / "zero_byte.jpg", folder / "ok.jpg", folder / "html_named.jpg"]
+    problems = Problems()
+    results = predict(official, bad, size=64, problems=problems)
+    assert [result.path for result in results] == [folder / "ok.jpg"]
+    assert problems.counts == {"unreadable image": 2}
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        predict(official, bad, size=64)
+    assert "2 x unreadable image" in caplog.text
+    assert "zero_byte.jpg" in caplog.text
+
+
+def test_a_strict_account_stops_at_the_first_unreadable_image(official: Model, test_data: Path):
+    with pytest.raises(DataError, match=r"zero_byte\.jpg: not an image"):
+        predict(official, test_data / "bad/images/zero_byte.jpg", size=64, problems=Problems(strict=True))
+
+
+def test_nothing_readable_is_an_error_naming_the_first(official: Model, test_data: Path):
+    with pytest.raises(DataError, match=r"none of 1 images can be read; the first: .*zero_byte\.jpg: not an image"):
+        predict(official, test_data / "bad/images/zero_byte.jpg", size=64)
+
+
+def test_awkward_images_are_all_read_or_named(official: Model, test_data: Path):
+    problems = Problems()
+    results = predict(official, test_data / "bad/images", size=64, batch=4, problems=problems)
+    files = list((test_data / "bad/images").iterdir())
+    assert len(results) + len(problems) == len(files)
+    assert len(results) > 15
+
+
+def test_a_stream_reads_no_further_than_it_is_asked(official: Model, test_data: Path, tmp_path: Path):
+    later = tmp_path / "later.jpg"
+    Image.new("RGB", (64, 64)).save(later)
+    told: list[tuple[int, int]] = []
+    results = stream(official, [test_data / "images/bus.jpg", later], size=64, progress=lambda *c: told.append(c))
+    assert next(results).path == test_data / "images/bus.jpg"
+    later.unlink()
+    assert list(results) == []
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: Model, test_data: Path):
+    official.train()
+    try:
+        (result,) = predict(official, test_data / "images/bus.jpg", size=320)
+        assert official.training
+        weight = torch.ones(1, requires_grad=True)
+        (result.boxes * weight).sum().backward()
+    finally:
+        official.eval()
