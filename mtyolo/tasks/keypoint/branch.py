@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtyolo.graph.blocks import Conv
+from mtyolo.graph.blocks import Conv, finish
 from mtyolo.structures import Level, Pyramid
 
 POINT_VALUES = 3
@@ -34,6 +34,7 @@ class KeypointBranch(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv2d(width or level.channels, anchors_per_level * values, 1) for level in levels
         )
+        finish(self)
 
     def forward(self, fused: Pyramid) -> list[Tensor]:
         return [

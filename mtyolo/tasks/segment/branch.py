@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mtyolo.graph.blocks import Prototypes
+from mtyolo.graph.blocks import Prototypes, finish
 from mtyolo.structures import Level, MaskOutputs, Pyramid
 
 
@@ -26,6 +26,7 @@ class SegmentBranch(nn.Module):
         self.count = prototypes
         self.layers = nn.ModuleList(nn.Conv2d(level.channels, anchors_per_level * prototypes, 1) for level in levels)
         self.prototypes = Prototypes(levels[0].channels, channels, prototypes)
+        finish(self)
 
     def forward(self, fused: Pyramid) -> MaskOutputs:
         coefficients = [

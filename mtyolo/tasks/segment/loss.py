@@ -27,7 +27,7 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
     """
     prototypes = outputs.prototypes
     masks = _masks_of_size(targets, (prototypes.shape[2], prototypes.shape[3]))
-    usable = masks.flatten(1).any(1) & labelled_images(targets, "segment", len(prototypes))[targets.image_index]
+    usable = masks.flatten(1).any(1).bool() & labelled_images(targets, "segment", len(prototypes))[targets.image_index]
     levels = [select_matches(matches, usable[matches.object]) for matches in assignment.levels]
     coefficients = torch.cat(
         [at_matches(level, found) for level, found in zip(outputs.coefficients, levels, strict=True)]
