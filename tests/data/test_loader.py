@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +155,9 @@ def test_an_image_that_turns_out_damaged_counts_as_unlabelled(tmp_path: Path, ca
 def test_a_size_that_masks_can_not_follow_is_refused(train: Split) -> None:
     with pytest.raises(ConfigError, match="330"):
         Dataset(train, 330)
+
+
+def test_a_data_set_travels_to_processes_that_do_not_fork(train: Split) -> None:
+    dataset = Dataset(train, 64, AugmentConfig(), seed=2)
+    there = pickle.loads(pickle.dumps(dataset))
+    assert_same(collate([dataset[(1, 3)]]), collate([there[(1, 3)]]))

@@ -72,7 +72,10 @@ def read_annotations(
             elif image is not None and category not in left_out:
                 skip(SKIPPED, f"category id {category} is not in categories")
             continue
-        instance = _instance(annotation, file.classes[category], image, points, skip)
+        number = file.classes[category]
+        position = keys[image.path].get((key, number))
+        known = None if position is None or key in seen else image.instances[position]
+        instance = _instance(annotation, number, image, points, known, skip)
         if instance is None:
             continue
         if key in seen:
@@ -102,21 +105,27 @@ def _add(
 
 
 def _instance(
-    annotation: dict[str, Any], number: int, image: ImageReading, points: int | None, skip: Callable[[str, str], None]
+    annotation: dict[str, Any],
+    number: int,
+    image: ImageReading,
+    points: int | None,
+    known: Instance | None,
+    skip: Callable[[str, str], None],
 ) -> Instance | None:
+    """One annotation as an object, or None (a problem then). `known`: what another file has under its id."""
     crowd = bool(annotation.get("iscrowd", 0))
-    segment = None
-    if annotation.get("segmentation"):
+    box, segment = annotation.get("bbox"), None
+    corners = None if box is None else _clipped(box, image)
+    if known is not None and corners == known.box_xyxy:
+        segment = known.segment  # both files hold the same outline; reading it once saves most of the time
+    elif annotation.get("segmentation"):
         rle = segmentation_to_rle(annotation["segmentation"], image.height, image.width)
         if isinstance(rle, str):
             skip("mask that can not be used (the box stays)", rle)
         else:
             segment = rle
-    box = annotation.get("bbox")
-    if box is None and segment is not None:
-        corners: tuple[float, float, float, float] | str = rle_box(segment)
-    else:
-        corners = _clipped(box, image)
+    if corners is None:
+        corners = "neither bbox nor a usable segmentation" if segment is None else rle_box(segment)
     if isinstance(corners, str):
         skip(SKIPPED, corners)
         return None

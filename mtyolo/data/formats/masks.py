@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mtyolo.data.records import Rle
 
+LONGEST_RUN_BYTES = 8
+"""One run of up to 2^39 pixels."""
 POLYGON_NUMBERS = 6
 """Three points: fewer enclose nothing."""
 
@@ -33,7 +35,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle | str
     if not all(len(polygon) % 2 == 0 and finite(polygon) for polygon in polygons):
         return "a polygon needs pairs of finite numbers"
     rle = polygons_to_rle(polygons, height, width)
-    return rle if coco_mask.area(rle) > 0 else "the polygon encloses no pixel"
+    return rle if shows_something(rle) else "the polygon encloses no pixel"
 
 
 def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle | str:
@@ -51,7 +53,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
         rle = {"size": [height, width], "counts": compressed}
     else:
         return "run lengths without counts"
-    return rle if coco_mask.area(rle) > 0 else "the mask is empty"
+    return rle if shows_something(rle) else "the mask is empty"
 
 
 def finite(numbers: Sequence[Any]) -> bool:
@@ -83,6 +85,12 @@ def run_lengths(compressed: bytes) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     return runs if shift == 0 and min(runs, default=-1) >= 0 else []
+
+
+def shows_something(rle: Rle) -> bool:
+    """Is any pixel in the mask? An empty one is a single run of zeros, so only short counts need a look."""
+    counts = rle["counts"]
+    return len(counts) > LONGEST_RUN_BYTES or sum(run_lengths(counts)[1::2]) > 0
 
 
 def rle_area(rle: Rle) -> int:

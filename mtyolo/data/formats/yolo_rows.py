@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtyolo.data.formats.masks import polygons_to_rle, rle_area
+from mtyolo.data.formats.masks import polygons_to_rle, shows_something
 from mtyolo.data.formats.reading import ImageReading, checked_keypoints
 from mtyolo.data.records import Instance, Problems
 
@@ -122,7 +122,7 @@ def polygon_instance(values: NDArray[np.float64], image: ImageReading) -> Instan
         return "the polygon's points lie on one line: it encloses nothing"
     rle = polygons_to_rle([points.reshape(-1).tolist()], image.height, image.width)
     box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-    return Instance(int(values[0]), box, rle if rle_area(rle) else None)
+    return Instance(int(values[0]), box, rle if shows_something(rle) else None)
 
 
 def keypoint_instance(
