@@ -1,0 +1,43 @@
+"""Are these the features that were promised? Checked once, at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtyolo.errors import DataError
+from mtyolo.structures import Level, Pyramid
+
+Size = tuple[int, int]
+
+
+def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) -> Size:
+    """Compare given features with the levels that the model takes; returns the input size, inferred when not given.
+
+    Raises DataError naming stride, expectation and what was got.
+    """
+    missing = [level.stride for level in levels if level.stride not in pyramid]
+    if missing:
+        raise DataError(f"stride {missing[0]}: missing; the model takes strides {[level.stride for level in levels]}")
+    if size is None:
+        finest = levels[0].stride
+        height, width = pyramid[finest].shape[-2:]
+        size = (height * finest, width * finest)
+    for level in levels:
+        _check_level(pyramid, level, size)
+    return size
+
+
+def _check_level(pyramid: Pyramid, level: Level, size: Size) -> None:
+    features = pyramid[level.stride]
+    if features.ndim != 4 or not features.is_floating_point():
+        raise DataError(
+            f"stride {level.stride}: expected floats [B, C, H, W], got {features.dtype} {list(features.shape)}"
+        )
+    _, channels, height, width = features.shape
+    wanted = (size[0] // level.stride, size[1] // level.stride)
+    fits = (height, width) == wanted or any(side % level.stride for side in size)
+    if channels != level.channels or not fits:
+        raise DataError(
+            f"stride {level.stride}: expected {level.channels} channels of {wanted[0]}x{wanted[1]} for a "
+            f"{size[0]}x{size[1]} input, got {channels} channels of {height}x{width}"
+        )
