@@ -134,7 +134,7 @@ def _contents(path: Path, header: bytes) -> Contents:
         return Contents.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as error:
         detail = error.errors()[0]
-        place = ".".join(str(key) for key in detail["loc"])
+        place = ".".join(str(key) for key in detail["loc"]) or "its table of contents"
         raise StoreError(f"{path}: damaged or not understood: {place}: {detail['msg']}; {REPAIR}") from None
 
 

@@ -1,0 +1,89 @@
+"""What is in a store, and whether all of it is still as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtyolo.data.records import Split
+from mtyolo.errors import StoreError
+from mtyolo.features.index import change
+from mtyolo.features.manifest import Manifest, read_manifest
+from mtyolo.features.reader import FeatureStore
+from mtyolo.features.shards import check_shard, shard_path
+
+
+class SplitInfo(NamedTuple):
+    """One split of a store."""
+
+    name: str
+    images: int
+    shards: int
+    present: int
+    """Shards that are there; whether they are whole is for `verify` to say."""
+    bytes: int
+
+
+class StoreInfo(NamedTuple):
+    """What `mtyolo features info` prints."""
+
+    directory: Path
+    manifest: Manifest
+    splits: tuple[SplitInfo, ...]
+
+
+def info(directory: Path | str) -> StoreInfo:
+    """Read from the manifest and the folder alone. Raises StoreError where there is no store."""
+    directory, manifest = Path(directory), read_manifest(directory)
+    splits = []
+    for name, images in manifest.splits.items():
+        shards = manifest.shards(name)
+        paths = [shard_path(directory, name, number) for number in range(shards)]
+        sizes = [path.stat().st_size for path in paths if path.is_file()]
+        splits.append(SplitInfo(name, images, shards, len(sizes), sum(sizes)))
+    return StoreInfo(directory, manifest, tuple(splits))
+
+
+def verify(
+    directory: Path | str,
+    splits: Sequence[Split] = (),
+    report: Callable[[int], None] = lambda shards: None,
+) -> list[str]:
+    """Read every byte of a store. Returns a sentence for each thing that is wrong; none if all is well.
+
+    splits: data to compare with: the content of every image file against what was read. report: called after each
+    shard. Raises StoreError where there is no store.
+    """
+    directory, manifest = Path(directory), read_manifest(directory)
+    wrong: dict[str, list[str]] = {name: [] for name in manifest.splits}
+    for name, found in wrong.items():
+        for number in range(manifest.shards(name)):
+            path = shard_path(directory, name, number)
+            try:
+                contents = check_shard(path)
+                if contents.fingerprint not in (None, manifest.fingerprint):
+                    found.append(f"{path}: belongs to another store; run mtyolo extract again")
+            except StoreError as error:
+                found.append(str(error))
+            report(1)
+    problems = [problem for found in wrong.values() for problem in found]
+    for split in splits:
+        # Where shards are damaged their images can not be looked up: first things first.
+        if not wrong.get(split.name):
+            problems += _images(FeatureStore.open(directory, "stream"), split)
+    return problems
+
+
+def _images(store: FeatureStore, split: Split) -> list[str]:
+    try:
+        index = store.index(split.name)
+    except StoreError as error:
+        return [str(error)]
+    problems = []
+    for record in split.records:
+        number = index.find(record.path)
+        reason = "is not in the store" if number is None else change(index.rows[number], record, thorough=True)
+        if reason:
+            problems.append(f"{record.path}: {reason}; run mtyolo extract again")
+    return problems

@@ -1,0 +1,288 @@
+"""Writing, reading, damage and repair."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_features import SIZE, TinyExtractor, make_images
+
+from mtyolo.data.dataset import Dataset
+from mtyolo.data.loader import make_loader
+from mtyolo.data.records import Split
+from mtyolo.data.sources import load_split
+from mtyolo.errors import ConfigError, StoreError
+from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.reader import FeatureStore, open_for
+from mtyolo.features.residency import Residency
+from mtyolo.features.verify import info, verify
+from mtyolo.features.writer import ExtractOptions, extract
+
+MakeStore = Callable[..., FeatureStore]
+
+
+class OnTiny:
+    """Stands for a model: the store looks at its extractor only."""
+
+    def __init__(self, extractor: object) -> None:
+        self.extractor = extractor
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def online(split: Split) -> dict[int, torch.Tensor]:
+    batch = next(iter(make_loader(Dataset(split, SIZE), len(split), shuffle=False, workers=0, seed=0)))
+    assert batch.images is not None
+    with torch.no_grad():
+        return TinyExtractor()(batch.images.float() / 255)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), ("fp16", 2e-3), ("bf16", 2e-2), ("int8", 1.5e-2)])
+@pytest.mark.parametrize("residency", ["stream", "ram"])
+def test_stored_features_are_those_of_the_extractor(
+    make_store: MakeStore, split: Split, dtype: str, tolerance: float, residency: str
+) -> None:
+    store = FeatureStore.open(make_store(dtype=dtype).directory, residency)  # type: ignore[arg-type]
+    loader = make_store_loader(store, split, 10, augment=None, shuffle=False, seed=0)
+    batch = next(iter(loader))
+    assert batch.images is None
+    assert batch.pyramid is not None
+    for stride, expected in online(split).items():
+        assert batch.pyramid[stride].dtype == torch.float32
+        torch.testing.assert_close(batch.pyramid[stride], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_int8_takes_half_the_bytes_of_fp16_and_errs_by_at_most_half_a_step(make_store: MakeStore, split: Split) -> None:
+    small, large = make_store("int8", dtype="int8"), make_store("fp16", dtype="fp16")
+    path = small.directory / "train" / "00000.safetensors"
+    stored = load_file(path)
+    halves = load_file(large.directory / "train" / "00000.safetensors")
+    assert stored["8"].nbytes * 2 == halves["8"].nbytes
+    restored = stored["8"].float() * stored["8.step"][..., None, None] + stored["8.low"][..., None, None]
+    error = (restored - online(split)[8][:4]).abs()
+    assert (error <= stored["8.step"][..., None, None] * 0.501 + 1e-6).all()
+
+
+def test_values_too_large_for_fp16_are_refused_and_bf16_is_named(split: Split, tmp_path: Path) -> None:
+    extractor = TinyExtractor()
+    extractor.convolutions[0].bias.data += 1e6
+    with pytest.raises(StoreError, match=r"stride 8: .*1e\+06.*fp16.*bf16"):
+        extract(extractor, [split], tmp_path / "store", SIZE)
+    extract(extractor, [split], tmp_path / "wide", SIZE, ExtractOptions(dtype="bf16"))
+
+
+def test_two_processes_write_the_same_store_as_one(make_store: MakeStore, split: Split, tmp_path: Path) -> None:
+    one = make_store("one")
+    for process in (1, 0):
+        extract(TinyExtractor(), [split], tmp_path / "two", SIZE, ExtractOptions(batch=4, share=(process, 2)))
+    assert contents(tmp_path / "two") == contents(one.directory)
+
+
+def test_a_second_extraction_writes_nothing(make_store: MakeStore, split: Split) -> None:
+    store = make_store()
+    before = contents(store.directory)
+    written = extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
+    assert (written.shards, written.kept) == (0, 3)
+    assert contents(store.directory) == before
+
+
+def flip_byte(path: Path, position: int) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[position] ^= 0x10
+    path.write_bytes(whole)
+
+
+def read_all(directory: Path, split: Split, residency: Residency) -> None:
+    store = FeatureStore.open(directory, residency)
+    list(make_store_loader(store, split, 4, augment=None, shuffle=False, seed=0))
+
+
+def flip_data(path: Path) -> None:
+    flip_byte(path, -100)
+
+
+def flip_header(path: Path) -> None:
+    flip_byte(path, path.read_bytes().index(b"height") + 10)
+
+
+def flip_padding(path: Path) -> None:
+    header_length = int.from_bytes(path.read_bytes()[:8], "little")
+    whole = bytearray(path.read_bytes())
+    assert whole[7 + header_length] == ord(" "), "this test flips a space after the header's text"
+    whole[7 + header_length] = ord("\n")
+    path.write_bytes(whole)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1000)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip_data, "bytes changed|checksum"),
+        (flip_header, "damaged or not understood"),
+        (flip_padding, "bytes changed|checksum"),
+        (truncate, "cut off: .* expected"),
+        (empty, "cut off: 0 bytes"),
+        (Path.unlink, "missing"),
+    ],
+)
+def test_damage_is_named_by_training_and_verify_and_repaired_alone(
+    make_store: MakeStore, split: Split, damage: Callable[[Path], None], words: str
+) -> None:
+    store = make_store()
+    before = contents(store.directory)
+    path = store.directory / "train" / "00001.safetensors"
+    damage(path)
+    residencies: tuple[Residency, ...] = ("stream", "ram")
+    for residency in residencies:
+        with pytest.raises(StoreError, match=rf"00001\.safetensors: .*({words}).*mtyolo extract") as caught:
+            read_all(store.directory, split, residency)
+        assert "\n" not in str(caught.value)
+    assert [sentence for sentence in verify(store.directory) if "00001.safetensors" in sentence]
+    assert len(verify(store.directory)) == 1
+    written = extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
+    assert (written.shards, written.kept) == (1, 2)
+    assert contents(store.directory) == before
+    assert verify(store.directory, [split]) == []
+
+
+def test_every_single_byte_of_a_shard_is_guarded(make_store: MakeStore) -> None:
+    store = make_store()
+    path = store.directory / "train" / "00002.safetensors"
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    header = int.from_bytes(whole[:8], "little") + 8
+    for position in [*range(12), *random.integers(header, size=60), *random.integers(len(whole), size=40)]:
+        flip_byte(path, int(position))
+        assert len(verify(store.directory)) == 1, f"byte {position}"
+        path.write_bytes(whole)
+    assert verify(store.directory) == []
+
+
+def test_a_shard_of_another_store_is_refused(make_store: MakeStore, split: Split, tmp_path: Path) -> None:
+    store = make_store()
+    extract(TinyExtractor(seed=1), [split], tmp_path / "other", SIZE, ExtractOptions(batch=4))
+    shutil.copy(tmp_path / "other/train/00001.safetensors", store.directory / "train")
+    with pytest.raises(StoreError, match=r"00001\.safetensors: belongs to another store"):
+        FeatureStore.open(store.directory).index("train")
+    assert len(verify(store.directory)) == 1
+
+
+def test_a_wrong_extractor_size_or_level_is_named(make_store: MakeStore, split: Split) -> None:
+    directory = make_store().directory
+    open_for(OnTiny(TinyExtractor()), directory, split, SIZE)
+    with pytest.raises(StoreError, match="weights seed 0, not seed 1"):
+        open_for(OnTiny(TinyExtractor(seed=1)), directory, split, SIZE)
+    with pytest.raises(StoreError, match="made at 64 px, the model asks for 128 px"):
+        open_for(OnTiny(TinyExtractor()), directory, split, 128)
+    fewer = TinyExtractor()
+    fewer.levels = TinyExtractor.levels[:2]
+    with pytest.raises(StoreError, match=r"has levels .*32: 12.*the model's extractor has \{8: 6, 16: 8\}"):
+        open_for(OnTiny(fewer), directory, split, SIZE)
+    other = TinyExtractor()
+    other.identity["name"] = "resnet18"
+    with pytest.raises(StoreError, match="made with the extractor tiny, not resnet18"):
+        open_for(OnTiny(other), directory, split, SIZE)
+    with pytest.raises(StoreError, match="no extractor"):
+        open_for(OnTiny(None), directory, split, SIZE)
+    with pytest.raises(StoreError, match="has no split val, only train"):
+        open_for(OnTiny(TinyExtractor()), directory, Split("val", split.records, split.names, split.problems), SIZE)
+
+
+def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore, split: Split) -> None:
+    store = make_store()
+    for extractor, size, options, words in (
+        (TinyExtractor(seed=1), SIZE, ExtractOptions(), "weights seed 0, not seed 1"),
+        (TinyExtractor(), 96, ExtractOptions(), "64 px, not 96 px"),
+        (TinyExtractor(), SIZE, ExtractOptions(dtype="int8"), "stored as fp16, not as int8"),
+        (TinyExtractor(), SIZE, ExtractOptions(views=2), "1 views of an image, not 2"),
+    ):
+        with pytest.raises(StoreError, match=f"holds other features .*{words}"):
+            extract(extractor, [split], store.directory, size, options)
+
+
+def test_a_size_that_does_not_divide_is_refused_with_the_nearest(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"multiple of the largest stride, 32; use 96"):
+        extract(TinyExtractor(), [split], tmp_path / "store", 100)
+
+
+def test_changed_images_are_found_and_only_their_shard_is_made_again(
+    make_store: MakeStore, split: Split, images: Path
+) -> None:
+    store = make_store()
+    kept = {name: text for name, text in contents(store.directory).items() if "00001" not in name}
+    path = split.records[5].path
+    picture = cv2.imread(str(path))
+    picture[0, 0] = 255 - picture[0, 0]
+    cv2.imwrite(str(path), picture)
+    with pytest.raises(StoreError, match=r"1 of 10 images of train changed .*0005\.png"):
+        open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+    assert len(verify(store.directory, [split])) == 1
+    written = extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
+    assert written.shards == 1
+    assert kept.items() <= contents(store.directory).items()
+    open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+
+
+def test_an_image_that_was_only_touched_or_moved_is_the_same(
+    make_store: MakeStore, split: Split, images: Path, tmp_path: Path
+) -> None:
+    store = make_store()
+    for record in split.records:
+        os.utime(record.path, (1, 1))
+    open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+    shutil.copytree(images.parent, tmp_path / "elsewhere")
+    text = images.read_text().replace(str(images.parent), str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere/data.yaml").write_text(text)
+    moved = load_split(tmp_path / "elsewhere/data.yaml", "train")
+    assert store.check(OnTiny(TinyExtractor()), moved, SIZE) == list(range(10))
+
+
+def test_missing_images_are_counted_and_named(make_store: MakeStore, split: Split, tmp_path: Path) -> None:
+    store = make_store()
+    more = load_split(make_images(tmp_path / "more", 12), "train")
+    with pytest.raises(StoreError, match=r"2 of 12 images of train are not in the store, first .*0010\.png"):
+        open_for(OnTiny(TinyExtractor()), store.directory, more, SIZE)
+
+
+def test_labels_are_read_fresh(make_store: MakeStore, images: Path) -> None:
+    store = make_store()
+    (images.parent / "labels/train/0000.txt").write_text("0 0.5 0.5 0.2 0.2\n0 0.3 0.3 0.1 0.1\n")
+    (images.parent / "labels-pose/train/0000.txt").unlink()
+    changed = load_split(images, "train")
+    batch = next(iter(make_store_loader(store, changed, 1, augment=None, shuffle=False, seed=0)))
+    assert len(batch.targets.classes) == 2
+
+
+def test_info_counts_what_is_there(make_store: MakeStore) -> None:
+    store = make_store()
+    (store.directory / "train/00002.safetensors").unlink()
+    found = info(store.directory)
+    (train,) = found.splits
+    assert (train.name, train.images, train.shards, train.present) == ("train", 10, 3, 2)
+    assert train.bytes == sum(path.stat().st_size for path in (store.directory / "train").iterdir())
+
+
+def test_a_folder_without_a_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no feature store .*manifest\.json.*mtyolo extract"):
+        FeatureStore.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"size": 3}')
+    with pytest.raises(StoreError, match=r"manifest\.json: extractor: Field required"):
+        FeatureStore.open(tmp_path)

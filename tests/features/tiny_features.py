@@ -1,0 +1,56 @@
+"""A tiny extractor and tiny data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from mtyolo.structures import Level
+
+SIZE = 64
+
+
+class TinyExtractor(nn.Module):
+    """One strided convolution a level: what a cell holds depends on the pixels of that cell alone."""
+
+    levels = (Level(8, 6), Level(16, 8), Level(32, 12))
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.identity = {"name": "tiny", "weights": f"seed {seed}", "normalisation": "none"}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.convolutions = nn.ModuleList(
+                nn.Conv2d(3, level.channels, level.stride, level.stride) for level in self.levels
+            )
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        return {level.stride: layer(images) for level, layer in zip(self.levels, self.convolutions, strict=True)}
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """A data file of random pictures of different shapes, each with one box and two keypoints."""
+    random = np.random.default_rng(0)
+    for name in ("images/train", "labels/train", "labels-pose/train"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        height, width = (int(side) for side in random.integers(40, 100, 2))
+        coarse = random.integers(0, 255, (8, 8, 3), np.uint8)
+        cv2.imwrite(str(folder / f"images/train/{number:04d}.png"), cv2.resize(coarse, (width, height)))
+        box = "0.4 0.6 0.5 0.3"
+        (folder / f"labels/train/{number:04d}.txt").write_text(f"0 {box}\n")
+        (folder / f"labels-pose/train/{number:04d}.txt").write_text(f"0 {box} 0.2 0.5 2 0.6 0.7 2\n")
+    content = {
+        "path": str(folder),
+        "train": "images/train",
+        "names": ["thing"],
+        "kpt_shape": [2, 3],
+        "flip_idx": [1, 0],
+    }
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return folder / "data.yaml"
