@@ -57,11 +57,15 @@ def transfer(official: OfficialCheckpoint, model: Model) -> None:
         if source[name].shape != tensor.shape:
             if _takes_features(model, key):
                 continue
-            raise CheckpointError(
-                f"{official.path}: {name} is {list(source[name].shape)}, the model needs {list(tensor.shape)}; "
-                "the graph's width, depth or anchors differ from the checkpoint's"
-            )
+            raise CheckpointError(_mismatch(official, name, source[name].shape, tensor.shape))
         tensor.copy_(source[name])
+
+
+def _mismatch(official: OfficialCheckpoint, name: str, got: torch.Size, needed: torch.Size) -> str:
+    return (
+        f"{official.path}: {name} is {list(got)}, the model needs {list(needed)}; "
+        "the graph's width, depth or anchors differ from the checkpoint's"
+    )
 
 
 def _own_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -97,12 +101,10 @@ def _split_head(official: OfficialCheckpoint, model: Model) -> dict[str, Tensor]
             masks = rows[:, BOX_ROWS + len(official.names) :]
             if masks.shape[1] and "segment" in model.tasks:
                 _fill_coefficients(model, level, kind, masks, official)
-            fresh = (
-                model.get_parameter(f"branches.detect.layers.{level}.{kind}")
-                .detach()
-                .clone()
-                .unflatten(0, (anchors, -1))
-            )
+            own = model.get_parameter(f"branches.detect.layers.{level}.{kind}").detach()
+            fresh = own.clone().unflatten(0, (anchors, -1))
+            if fresh.shape[2:] != rows.shape[2:]:
+                raise CheckpointError(_mismatch(official, name, official.tensors[name].shape, own.shape))
             fresh[:, :BOX_ROWS] = rows[:, :BOX_ROWS]
             ours, theirs = list(picks), list(picks.values())
             fresh[:, [BOX_ROWS + i for i in ours]] = rows[:, [BOX_ROWS + i for i in theirs]]
