@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from mtyolo.config.model import Positive, Strict
+from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
+from mtyolo.config.reading import nearest, read_yaml, validate
+from mtyolo.errors import ConfigError
 
-Share = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=0)]
+
+TASK = Literal["detect", "segment", "keypoint"]
+
+BALANCES = (
+    *("fixed", "uncertainty", "dwa", "famo", "imtl-l", "random", "geometric-mean", "gradnorm"),
+    *("pcgrad", "gradvac", "graddrop", "upgrad", "dualproj", "mgda", "imtl-g", "aligned-mtl", "config", "fairgrad"),
+    *("cagrad", "nash-mtl"),
+)
+"""Words for `balance`; `mtyolo.balance` says what each does."""
 
 
 class StageConfig(Strict):
@@ -16,26 +30,37 @@ class StageConfig(Strict):
 
     name: str
     objective: Literal["tasks", "align"] = "tasks"
-    epochs: Annotated[int, Field(gt=0)] | None = None
-    """Default: an equal share of the run's epochs that are left."""
+    epochs: Positive | None = None
+    """Default: by `share`."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Part of the run's epochs. Default: an equal part of those that the other stages leave."""
     train: list[str] | Literal["all"] = "all"
-    """Parts by name, for example [adapters, segment, detector.17]."""
+    """Parts by name, for example [adapters, segment, detector.17]; those that the model lacks are left out."""
     freeze: list[str] = []
     """Parts to take out of `train` again: {train: all, freeze: [detector]}."""
-    lr_scale: dict[str, Share] = {}
-    """Part -> factor of the learning rate."""
-    tasks: list[Literal["detect", "segment", "keypoint"]] | None = None
+    norms: Literal["train", "frozen"] = "train"
+    """frozen: BatchNorm layers of trained parts keep their statistics (small data drags them away)."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Default: the run's."""
+    lr_scale: dict[str, Factor] = {}
+    """Part -> factor of the learning rate; the innermost part that holds a weight decides."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """Default: the run's."""
+    tasks: list[TASK] | None = None
     """Which tasks' losses count. Default: all that the model has."""
     augment: bool = True
-    balance: str | None = None
+    balance: Literal[BALANCES] | None = None  # type: ignore[valid-type]
+    """Default: the plan's."""
     arguments: dict[str, Any] = {}
+    """Options of the objective; of align: views, match_statistics, fused, maps."""
 
 
 class PlanConfig(Strict):
     """A whole plan file."""
 
-    balance: str = "fixed"
-    task_weights: dict[Literal["detect", "segment", "keypoint"], Share] = {}
+    balance: Literal[BALANCES] = "fixed"  # type: ignore[valid-type]
+    task_weights: dict[TASK, Factor] = {}
+    """What a task's loss is multiplied by before balancing. Default: 1."""
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -47,4 +72,24 @@ class PlanConfig(Strict):
         return self
 
 
-__all__ = ["PlanConfig", "Positive", "StageConfig"]
+def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
+    """A plan from a file, from the name of one that ships with mtyolo, or from its content. Raises ConfigError."""
+    if isinstance(plan, PlanConfig):
+        return plan
+    if isinstance(plan, Mapping):
+        try:
+            return PlanConfig.model_validate(dict(plan))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            place = ".".join(str(key) for key in detail["loc"]) or "plan"
+            raise ConfigError(f"plan: {place}: {detail['msg']}, got {detail['input']!r}") from None
+    for name in (str(plan), f"{plan}.yaml"):
+        found = resolve_beside(name, Path("plan.yaml"))
+        if found is not None:
+            return validate(PlanConfig, read_yaml(found))
+    shipped = [path.stem for path in sorted((shipped_configs() / "plans").glob("*.yaml"))]
+    close = get_close_matches(Path(plan).stem, shipped, n=1, cutoff=0.5)
+    raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")
+
+
+__all__ = ["BALANCES", "PlanConfig", "Positive", "StageConfig", "read_plan"]

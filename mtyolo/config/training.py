@@ -45,20 +45,26 @@ class TrainConfig(Strict):
     epochs: Positive = 100
     imgsz: Positive = 640
     batch: Positive = 16
+    """Images a step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.01
     final_lr: Fraction = 0.01
-    """Fraction of lr at the end of the cosine."""
+    """Fraction of lr at the end of a stage's cosine."""
     momentum: Fraction = 0.937
     weight_decay: Annotated[float, Field(ge=0)] = 0.0005
     warmup_epochs: Annotated[float, Field(ge=0)] = 3.0
+    """Of each stage, at most a third of it."""
     ema_decay: Fraction = 0.9999
     clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
     clip_value: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Positive = 1
     patience: Positive | None = None
-    """Stop after so many epochs without a better fitness. Default: never."""
+    """End a stage after so many epochs without a better fitness. Default: never."""
+    freeze_epochs: Positive | None = None
+    """Epochs of the plan's first stage, in place of what the plan says."""
+    val_every: Positive = 1
+    """Validate every so many epochs, and after the last one of each stage."""
     workers: Annotated[int, Field(ge=0)] = 2
     seed: int = 0
     device: str = "auto"

@@ -1,0 +1,62 @@
+"""Batches of a stage: from where an epoch was left, and of each batch the share of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mtyolo.structures import Batch
+
+
+class Portion(Sampler[list[Any]]):
+    """Batches of another sampler from number `skip` on; of each, every `processes`-th pick from `process` on.
+
+    `skip` may change between passes.
+    """
+
+    def __init__(self, batches: Sampler[list[Any]], process: int = 0, processes: int = 1) -> None:
+        self.batches = batches
+        self.process = process
+        self.processes = processes
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return max(0, len(self.batches) - self.skip)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for picks in islice(self.batches, self.skip, None):
+            # A last batch smaller than the number of processes: those without a pick repeat the last one.
+            yield picks[self.process :: self.processes] or picks[-1:]
+
+
+class StageLoader:
+    """Epochs of batches, each the same however often it is begun."""
+
+    def __init__(self, loader: DataLoader[Batch], seed: int, process: int = 0, processes: int = 1) -> None:
+        self.dataset: Any = loader.dataset
+        self.portion = Portion(loader.batch_sampler, process, processes)  # type: ignore[arg-type]
+        self.loader = DataLoader(
+            loader.dataset,
+            batch_sampler=self.portion,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            persistent_workers=loader.num_workers > 0,
+            worker_init_fn=loader.worker_init_fn,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: beginning an epoch must not move the random state that training draws from.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.portion.batches)  # type: ignore[arg-type]
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """Batches of epoch `number`, without the first `skip`."""
+        self.dataset.set_epoch(number)
+        self.portion.skip = skip
+        yield from self.loader

@@ -1,0 +1,60 @@
+"""Batches whose loss is not a number: named, skipped, counted; too many in a row end the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtyolo.data.records import ImageRecord
+from mtyolo.errors import MtyoloError
+from mtyolo.structures import Batch
+
+logger = logging.getLogger(__name__)
+
+MOST_IN_A_ROW = 10
+PATHS_NAMED = 4
+
+
+class NonFiniteGuard:
+    """Keeps what a forward pass changes (BatchNorm statistics), so that a bad batch leaves no trace.
+
+    records: of the training split, to name images. `skipped` counts; `in_a_row` is reset by a good batch.
+    """
+
+    def __init__(self, model: nn.Module, records: Sequence[ImageRecord]) -> None:
+        self.records = records
+        self.skipped = self.in_a_row = 0
+        self.statistics = [
+            buffer for module in model.modules() if module.training for buffer in module.buffers(recurse=False)
+        ]
+        self.kept = [buffer.clone() for buffer in self.statistics]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """To be called before each forward pass."""
+        for kept, buffer in zip(self.kept, self.statistics, strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def skip(self, batch: Batch, values: dict[str, Tensor]) -> None:
+        """Undo the batch's traces and name it. Raises MtyoloError after MOST_IN_A_ROW in a row."""
+        for kept, buffer in zip(self.kept, self.statistics, strict=True):
+            buffer.copy_(kept)
+        self.skipped += 1
+        self.in_a_row += 1
+        paths = [str(self.records[index].path) for index in batch.indices.tolist()]
+        named = ", ".join(paths[:PATHS_NAMED]) + (f" and {len(paths) - PATHS_NAMED} more" * (len(paths) > PATHS_NAMED))
+        bad = ", ".join(f"{name} is {float(value)}" for name, value in values.items() if not value.isfinite())
+        logger.warning("%s: skipped the batch of %s", bad or "a gradient is not finite", named)
+        if self.in_a_row >= MOST_IN_A_ROW:
+            raise MtyoloError(
+                f"{bad or 'gradients are not finite'} for {self.in_a_row} batches in a row, the last of {named}: "
+                "training has diverged; lower lr, set clip_norm, or use precision: fp32, and start from the last "
+                "checkpoint that was good"
+            )
+
+    def accept(self) -> None:
+        self.in_a_row = 0

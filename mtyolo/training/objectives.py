@@ -1,0 +1,71 @@
+"""What a stage minimises: the losses of labelled tasks, or the adapters' distance to the layers that they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtyolo.config.training import LossGains
+from mtyolo.model import Model
+from mtyolo.structures import Batch, Outputs
+from mtyolo.tasks import compute_losses, official_gains
+
+
+@dataclass(slots=True)
+class Losses:
+    """One batch's losses, each a mean over images."""
+
+    tasks: dict[str, Tensor]  # what is balanced: task -> scalar; tasks without a labelled image are absent
+    components: dict[str, Tensor]  # what is shown: "detect.box", … -> scalar
+    shared: list[Tensor] = field(default_factory=list)  # the features that all tasks saw
+    sums_images: bool = True  # the learning rate belongs to a sum over images, as in the official recipe
+
+
+class Objective(Protocol):
+    """The losses of a batch that is on the model's device."""
+
+    def __call__(self, model: Model, batch: Batch) -> Losses: ...
+
+
+class TasksObjective:
+    """Every labelled task's loss, from one assignment.
+
+    tasks: which count. gains: for 80 classes at 640 px and three levels; scaled to the model and the input.
+    """
+
+    def __init__(self, tasks: Sequence[str], gains: LossGains, sigmas: Sequence[float] | None = None) -> None:
+        self.tasks = tuple(tasks)
+        self.gains = gains
+        self.sigmas = sigmas
+
+    def __call__(self, model: Model, batch: Batch) -> Losses:
+        outputs = forward(model, batch)
+        size = outputs.detect[0].shape[2] * model.strides[0]
+        labelled = batch.targets.labelled
+        computed = compute_losses(
+            tasks=[task for task in self.tasks if bool(labelled[task].any())],
+            outputs=outputs,
+            targets=batch.targets,
+            anchors=model.anchors,
+            strides=model.strides,
+            gains=official_gains(self.gains, classes=len(model.names), size=size, levels=len(model.strides)),
+            sigmas=None if self.sigmas is None else torch.tensor(self.sigmas, device=model.anchors.device),
+        )
+        images = len(batch.indices)  # the losses come as sums over images
+        components = {name: value / images for parts in computed.values() for name, value in parts.items()}
+        tasks = {task: torch.stack([components[name] for name in parts]).sum() for task, parts in computed.items()}
+        return Losses(tasks, components, list(outputs.fused.values()))
+
+
+def forward(model: Model, batch: Batch) -> Outputs:
+    """A batch of pictures, of stored features, or of both through the model."""
+    return model(None if batch.images is None else pixels(batch.images), pyramid=batch.pyramid)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> floats in 0..1 in channels-last memory."""
+    return images.float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,90 @@
+"""A run's folder: settings, rows of results, checkpoints, the best weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mtyolo.checkpoint import save_weights
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.training.checkpoints import STATE
+from mtyolo.training.records import Row, plot_results, write_csv
+from mtyolo.training.stages import Stage
+
+RUNS = Path("runs")
+
+
+@dataclass
+class Run:
+    """What a training left. `results`: a row an epoch."""
+
+    out: Path
+    results: list[Row] = field(default_factory=list)
+    best_fitness: float = -math.inf
+    best_epoch: int = 0
+
+    @property
+    def best(self) -> Path:
+        """Weights of the epoch with the best fitness; of the last where nothing was validated."""
+        path = self.out / "best.safetensors"
+        return path if path.exists() else self.last
+
+    @property
+    def last(self) -> Path:
+        return self.out / "last.safetensors"
+
+    def add(self, row: Row) -> None:
+        """Keep a row, and write results.csv and results.png anew."""
+        self.results.append(row)
+        write_csv(self.results, self.out / "results.csv")
+        plot_results(self.results, self.out / "results.png")
+
+    def keep_weights(self, model: Model, averaged: nn.Module, row: Row) -> None:
+        """Write last.safetensors, and best.safetensors where this epoch is the best so far."""
+        tensors = averaged.state_dict()
+        save_weights(model, self.last, tensors=tensors)
+        fitness = row.get("fitness")
+        if isinstance(fitness, float) and fitness > self.best_fitness:
+            self.best_fitness, self.best_epoch = fitness, int(row["epoch"] or 0)
+            save_weights(model, self.out / "best.safetensors", tensors=tensors)
+
+    def is_stale(self, stage: Stage, patience: int | None) -> bool:
+        """Has the stage gone on for `patience` epochs without a better fitness?"""
+        if patience is None:
+            return False
+        rows = [row for row in self.results if row["stage"] == stage.name and isinstance(row.get("fitness"), float)]
+        best = max(rows, key=lambda row: float(row["fitness"] or 0), default=None)
+        return best is not None and int(rows[-1]["epoch"] or 0) - int(best["epoch"] or 0) >= patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "results": self.results,
+            "best_fitness": self.best_fitness,
+            "best_epoch": self.best_epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:
+    """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there.
+
+    Raises ConfigError where a new run would write over one that is there.
+    """
+    if resume is not None:
+        return Path(resume) if Path(resume).is_dir() else Path(resume).parent
+    if out is None:
+        numbers = (RUNS / f"train{number if number > 1 else ''}" for number in range(1, 10**6))
+        out = next(path for path in numbers if not path.exists())
+    folder = Path(out)
+    if (folder / STATE).exists():
+        raise ConfigError(f"{folder}: a run is already there; go on with --resume {folder}, or name another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

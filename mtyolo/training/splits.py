@@ -1,0 +1,49 @@
+"""The data of a run: its training and validation splits, checked against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtyolo.config.data import DataConfig
+from mtyolo.config.reading import nearest
+from mtyolo.data.records import Split
+from mtyolo.data.sources import YAML_SUFFIXES, load_split, read_data
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+
+Data = str | Path | DataConfig
+
+
+def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
+    """Training split, and validation split where there is one. A folder of images alone is a split without labels.
+
+    Raises ConfigError where classes or keypoints are not the model's.
+    """
+    source = read_data(_unlabelled(data, model) if _is_pictures(data) else data)
+    splits = load_split(source, "train"), load_split(source, "val") if source.has("val") else None
+    for split in splits:
+        if split is not None:
+            _check(split, model)
+    return splits
+
+
+def _is_pictures(data: Data) -> bool:
+    if isinstance(data, DataConfig) or not Path(data).is_dir():
+        return False
+    return not any(path.suffix.lower() in YAML_SUFFIXES for path in Path(data).iterdir())
+
+
+def _unlabelled(folder: Data, model: Model) -> DataConfig:
+    return DataConfig(path=str(Path(str(folder)).absolute()), train=".", names=model.names, tasks=[])
+
+
+def _check(split: Split, model: Model) -> None:
+    if len(split.names) != len(model.names):
+        missing = next((name for name in split.names.values() if name not in model.names.values()), None)
+        hint = f"; {missing!r}: {nearest(missing, model.names.values())}" if missing else ""
+        raise ConfigError(
+            f"the data has {len(split.names)} classes, the model {len(model.names)}{hint}; "
+            "build the model for this data: mtyolo.build(model, data=…)"
+        )
+    if model.keypoints is not None and split.points not in (None, model.keypoints):
+        raise ConfigError(f"the data has {split.points} keypoints, the model {model.keypoints}; build it for this data")

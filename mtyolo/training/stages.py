@@ -1,0 +1,123 @@
+"""A plan's stages for a given model: how long each takes, what trains in it, and freezing what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mtyolo.config.plan import PlanConfig, StageConfig
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
+from mtyolo.model import PARTS, Model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. Its own epochs count from 0; `first_epoch` is how many the stages before it take."""
+
+    config: StageConfig
+    number: int
+    epochs: int
+    first_epoch: int
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    """trained, frozen: prefixes in `state_dict`; the longest that fits a name decides."""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def trains(self, name: str) -> bool:
+        """Does the tensor or module of this name train?"""
+        return _reach(self.trained, name) > _reach(self.frozen, name)
+
+    def describe(self, model: nn.Module) -> str:
+        """One line: name, objective, epochs, how much of the model trains."""
+        sizes = [(parameter.numel(), self.trains(name)) for name, parameter in model.named_parameters()]
+        trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+        parts = "all" if self.config.train == "all" else ", ".join(self.config.train)
+        without = f" without {', '.join(self.config.freeze)}" if self.config.freeze else ""
+        return (
+            f"stage {self.name}: objective {self.config.objective}, {self.epochs} epochs, trains {parts}{without} "
+            f"({trained:,} of {total:,} parameters)"
+        )
+
+
+def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Stage]:
+    """Stages with their epochs and parts. Raises ConfigError for a part that no model has, or that trains nothing."""
+    stages: list[Stage] = []
+    for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
+        trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
+        frozen = tuple(_prefixes(model, stage.freeze))
+        resolved = Stage(stage, number, epochs, sum(earlier.epochs for earlier in stages), trained, frozen)
+        if not any(resolved.trains(name) for name, _ in model.named_parameters()):
+            raise ConfigError(f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}")
+        stages.append(resolved)
+    return stages
+
+
+def stage_epochs(plan: PlanConfig, config: TrainConfig) -> list[int]:
+    """Epochs of each stage: as given, else by share of the run's, else what is left in equal parts; at least 1."""
+    given = [stage.epochs for stage in plan.stages]
+    if config.freeze_epochs is not None:
+        given[0] = config.freeze_epochs
+    for number, stage in enumerate(plan.stages):
+        if given[number] is None and stage.share is not None:
+            given[number] = max(1, round(stage.share * config.epochs))
+    open_stages = [number for number, epochs in enumerate(given) if epochs is None]
+    left = config.epochs - sum(epochs or 0 for epochs in given)
+    for position, number in enumerate(open_stages):
+        # Whole epochs: the later stages get the remainder.
+        given[number] = max(1, (left + position) // len(open_stages))
+    return [epochs or 1 for epochs in given]
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Training mode and gradients for what the stage trains; evaluation mode and none for all else.
+
+    To be called after every `model.train()` or validation: frozen is derived, never stored.
+    """
+    for name, module in model.named_modules():
+        training = stage.trains(name)
+        module.training = training and not (stage.config.norms == "frozen" and isinstance(module, _BatchNorm))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(stage.trains(name))
+
+
+def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
+    """Factor of the learning rate of every trained parameter, by name."""
+    factors = {
+        prefix: factor
+        for part, factor in stage.config.lr_scale.items()
+        for prefix in _prefixes(model, [part], where="lr_scale")
+    }
+    scales = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            inside = [prefix for prefix in factors if _covers(prefix, name)]
+            scales[name] = factors[max(inside, key=len)] if inside else 1.0
+    return scales
+
+
+def _prefixes(model: Model, parts: Iterable[str], where: str = "train") -> list[str]:
+    """A part that exists elsewhere but not in this model (adapters without an extractor, say) is left out."""
+    prefixes: list[str] = []
+    for part in parts:
+        try:
+            prefixes += [prefix for prefix, _ in model.part(part)]
+        except ConfigError as error:
+            if part not in PARTS:
+                raise ConfigError(f"plan: {where}: {error}") from None
+    return prefixes
+
+
+def _reach(prefixes: Sequence[str], name: str) -> int:
+    """Length of the longest prefix that covers a name; -1 for none."""
+    return max((len(prefix) for prefix in prefixes if _covers(prefix, name)), default=-1)
+
+
+def _covers(prefix: str, name: str) -> bool:
+    return not prefix or name == prefix or name.startswith(f"{prefix}.")

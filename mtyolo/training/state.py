@@ -1,0 +1,61 @@
+"""What moves while a run goes on, and how it is saved and brought back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mtyolo.errors import CheckpointError
+from mtyolo.model import Model
+from mtyolo.training.checkpoints import STATE, Position, random_states, save_state, set_random_states
+from mtyolo.training.ema import Ema
+from mtyolo.training.records import Means
+from mtyolo.training.run import Run
+from mtyolo.training.settings import Settings
+from mtyolo.training.work import StageWork
+
+
+@dataclass
+class RunState:
+    """A run at one moment."""
+
+    model: Model
+    ema: Ema
+    run: Run
+    settings: Settings
+    position: Position = field(default_factory=Position)
+    means: Means = field(default_factory=Means)
+    """Of the losses of the epoch that is going on."""
+
+    def save(self, work: StageWork | None) -> None:
+        """Write everything to the run's folder. work: None between stages."""
+        content = {
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "run": self.run.state_dict(),
+            "position": self.position.as_dict(),
+            "means": self.means.as_dict(),
+            "work": None if work is None else work.state_dict(),
+            "random": random_states(),
+        }
+        save_state(self.run.out / STATE, content)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Bring back all but the stage's work."""
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.ema.load_state_dict(saved["ema"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.run.out}: was written by a run of another model: {reason}") from None
+        self.run.load_state_dict(saved["run"])
+        self.position = Position(**saved["position"])
+        self.means = Means(saved["means"])
+        set_random_states(saved["random"])
+
+    def resume_work(self, work: StageWork, saved: dict[str, Any]) -> None:
+        """Bring back the work of a stage that was left in the middle."""
+        if saved["work"] is not None:
+            work.load_state_dict(saved["work"])
+            set_random_states(saved["random"])

@@ -1,0 +1,225 @@
+"""Training: stages, epochs, steps. What varies is an object that is made before the loop; the loop is this file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mtyolo.assembly import assemble
+from mtyolo.config.model import ModelConfig
+from mtyolo.config.plan import PlanConfig
+from mtyolo.config.training import TrainConfig
+from mtyolo.data.records import Split
+from mtyolo.drawing import draw_batch, save_image
+from mtyolo.model import Model
+from mtyolo.structures import Batch
+from mtyolo.training.checkpoints import Position, read_state
+from mtyolo.training.ema import Ema
+from mtyolo.training.judging import Judge, judged
+from mtyolo.training.optimizer import clip_gradients, set_rates
+from mtyolo.training.processes import any_process, make_accelerator, sum_gradients
+from mtyolo.training.progress import Display
+from mtyolo.training.records import Means, Row
+from mtyolo.training.run import Run, run_folder
+from mtyolo.training.settings import Settings, settle
+from mtyolo.training.splits import Data, open_splits
+from mtyolo.training.stages import Stage, freeze, plan_stages
+from mtyolo.training.state import RunState
+from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
+from mtyolo.training.work import StageWork, make_work
+
+SAVE_SECONDS = 600.0
+"""Inside an epoch the state is saved this often."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What stays the same through a run."""
+
+    config: TrainConfig
+    plan: PlanConfig
+    split: Split
+    val_split: Split | None
+    features: Path | None
+    judge: Judge | None
+    accelerator: Accelerator
+    display: Display
+    stop: StopRequest
+
+
+def train(
+    model: Model | None = None,
+    data: Data | None = None,
+    *,
+    plan: str | Path | Mapping[str, Any] | PlanConfig | None = None,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    features: str | Path | None = None,
+    judge: Judge | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a model by a plan.
+
+    plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
+    resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
+    features: a store to take features from in place of images. judge: how to validate; without, nothing is.
+    Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
+    """
+    saved = read_state(resume) if resume is not None else None
+    settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
+    config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
+    if model is None:
+        model = assemble(ModelConfig.model_validate_json(settings.model), weights=False)
+    accelerator = make_accelerator(config)
+    set_seed(config.seed)
+    split, val_split = open_splits(data or settings.opened_data(), model)
+    stages = plan_stages(plan, config, model)
+    model.to(accelerator.device)
+    state = RunState(model, Ema(model, config.ema_decay), Run(run_folder(out, resume)), settings)
+    if saved:
+        state.load(saved)
+    store = Path(settings.features) if settings.features else None
+    with stop_on_signals() as stop, Display(progress, stages[-1].first_epoch + stages[-1].epochs) as display:
+        tools = Tools(config, plan, split, val_split, store, judge, accelerator, display, stop)
+        run_stages(state, stages, tools, saved)
+    return state.run
+
+
+def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
+    """The whole of training, from the state's position to the end of the last stage."""
+    if saved is None:
+        begin_run(state, stages, tools)
+    for stage in stages[state.position.stage :]:
+        freeze(state.model, stage)
+        work = make_work(
+            stage,
+            state.model,
+            tools.split,
+            plan=tools.plan,
+            config=tools.config,
+            features=tools.features,
+            accelerator=tools.accelerator,
+        )
+        if saved and saved["work"]:
+            state.resume_work(work, saved)
+        else:
+            begin_stage(state, stage, work, tools)
+        saved = None
+        while state.position.epoch < stage.epochs and not state.run.is_stale(stage, tools.config.patience):
+            train_epoch(state, stage, work, tools)
+            end_epoch(state, stage, work, tools)
+        end_stage(state, stage, tools)
+
+
+def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
+    """Batches of an epoch from the state's position on."""
+    freeze(state.model, stage)
+    epoch, position, saved_at = state.position.epoch, state.position, time.monotonic()
+    tools.display.epoch_begins(f"{stage.name} {epoch + 1}/{stage.epochs}", len(work.loader), position.batch)
+    for batch in work.loader.epoch(stage.first_epoch + epoch, skip=position.batch):
+        set_rates(work.optimizer, work.step_of(position), work.steps, work.warmup, work.lr, tools.config)
+        stopping = training_step(state, work, batch.to(tools.accelerator.device), tools)
+        position.batch += 1
+        tools.display.batch_done()
+        due = time.monotonic() - saved_at > SAVE_SECONDS
+        if (stopping or due) and work.between_steps(position):
+            state.save(work)
+            saved_at = time.monotonic()
+            if stopping:
+                raise Interrupted(state.run.out, tools.stop.signal_number)
+
+
+def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> bool:
+    """Losses, balance, gradient, and the optimiser's step where it is due. Returns: did a signal ask to stop?"""
+    work.guard.remember()
+    with tools.accelerator.autocast():
+        losses = work.objective(state.model, batch)
+    finite = bool(sum(losses.tasks.values(), torch.zeros(())).isfinite())
+    bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator)
+    if bad:
+        work.guard.skip(batch, losses.tasks)
+    elif losses.tasks:
+        factor = work.gradient_factor(losses, len(batch.indices), tools.accelerator.num_processes)
+        weights = work.balancer.backward(losses.tasks, losses.shared, factor)
+        state.means.add(losses.tasks | losses.components, prefix="loss/")
+        state.means.add(weights, prefix="weight/")
+    if work.ends_step(state.position.batch):
+        optimiser_step(state, work, batch, tools)
+    return stopping
+
+
+def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> None:
+    """Sum over processes, clip, step, average."""
+    if any(parameter.grad is not None for parameter in work.parameters):
+        work.scaler.unscale_(work.optimizer)
+        sum_gradients(work.parameters, tools.accelerator)
+        norm = clip_gradients(work.parameters, tools.config)
+        # In half precision an infinite gradient is the scaler's affair: it skips the step and lowers its scale.
+        if norm.isfinite() or work.scaler.is_enabled():
+            work.scaler.step(work.optimizer)
+            work.scaler.update()
+            state.ema.update_parameters(state.model)
+            work.guard.accept()
+        else:
+            work.guard.skip(batch, {})
+    work.optimizer.zero_grad(set_to_none=True)
+
+
+def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
+    """What was there before: the plan in words, the untouched network's metrics, a state to resume from."""
+    run, config = state.run, tools.config
+    for stage in stages:
+        tools.display.say(stage.describe(state.model))
+    row = judged(tools.judge, state.model, tools.val_split, size=config.imgsz, batch=config.batch)
+    if tools.accelerator.is_main_process:
+        if row:
+            start: Row = {"epoch": 0, "stage": ""}
+            run.add(start | row)
+            tools.display.say("before training: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+        state.save(None)
+
+
+def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
+    """The average stands still where the stage is frozen; the first stage's first batch is drawn."""
+    state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
+    if stage.number == 0 and tools.accelerator.is_main_process and tools.features is None:
+        first = next(work.loader.epoch(0))
+        save_image(draw_batch(first, state.model.names), state.run.out / "train_batch.jpg")
+
+
+def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
+    """Validate the average, write what people read, save; the state points to the next epoch."""
+    config, position = tools.config, state.position
+    position.epoch, position.batch = position.epoch + 1, 0
+    row: Row = {"epoch": stage.first_epoch + position.epoch, "stage": stage.name}
+    row |= state.means.means()
+    state.means = Means()
+    work.balancer.end_epoch()
+    if not tools.accelerator.is_main_process:
+        return
+    if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
+        row |= judged(tools.judge, state.ema.model, tools.val_split, size=config.imgsz, batch=config.batch)
+    row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
+    state.run.add(row)
+    state.run.keep_weights(state.model, state.ema.model, row)
+    state.save(work)
+    tools.display.epoch_ends(row)
+
+
+def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
+    """Draw truth beside prediction; the state points to the next stage."""
+    state.position = Position(stage=stage.number + 1)
+    if not tools.accelerator.is_main_process:
+        return
+    if tools.judge is not None and tools.judge.compare is not None and tools.val_split is not None:
+        picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)
+        save_image(picture, state.run.out / f"val_{stage.name}.jpg")
+    state.save(None)

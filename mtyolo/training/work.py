@@ -1,0 +1,134 @@
+"""What a stage works with, made from the plan: objective, balancer, optimiser, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from mtyolo.balance import Balancer, make_balancer
+from mtyolo.config.plan import PlanConfig
+from mtyolo.config.training import TrainConfig
+from mtyolo.data.dataset import Dataset
+from mtyolo.data.loader import make_loader
+from mtyolo.data.records import Split
+from mtyolo.errors import ConfigError, DataError
+from mtyolo.model import Model
+from mtyolo.training.checkpoints import Position
+from mtyolo.training.loading import StageLoader
+from mtyolo.training.nonfinite import NonFiniteGuard
+from mtyolo.training.objectives import Losses, Objective, TasksObjective
+from mtyolo.training.optimizer import make_optimizer
+from mtyolo.training.stages import Stage, lr_scales
+
+LARGEST_WARMUP = 1 / 3
+"""Of a stage; short stages would otherwise end before they are warm."""
+
+
+@dataclass
+class StageWork:
+    """Everything that is made anew for a stage."""
+
+    objective: Objective
+    balancer: Balancer
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    loader: StageLoader
+    guard: NonFiniteGuard
+    parameters: list[nn.Parameter]
+    lr: float
+    epochs: int
+    accumulate: int
+    warmup_epochs: float
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.loader) // self.accumulate)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def warmup(self) -> int:
+        return round(min(self.warmup_epochs, LARGEST_WARMUP * self.epochs) * self.steps_per_epoch)
+
+    def step_of(self, position: Position) -> int:
+        """Number of the optimiser step in the stage that the next batch belongs to."""
+        return position.epoch * self.steps_per_epoch + position.batch // self.accumulate
+
+    def gradient_factor(self, losses: Losses, images: int, processes: int) -> float:
+        """From a loss per image to its part in the step's gradient, which is a sum over processes and batches."""
+        return float(images) if losses.sums_images else 1 / (processes * self.accumulate)
+
+    def between_steps(self, position: Position) -> bool:
+        """Is no gradient waiting for further batches?"""
+        return position.batch == 0 or self.ends_step(position.batch - 1)
+
+    def ends_step(self, batch: int) -> bool:
+        return (batch + 1) % self.accumulate == 0 or batch + 1 == len(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("balancer", "optimizer", "scaler")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)
+
+
+def make_work(
+    stage: Stage,
+    model: Model,
+    split: Split,
+    *,
+    plan: PlanConfig,
+    config: TrainConfig,
+    features: Path | None,
+    accelerator: Accelerator,
+) -> StageWork:
+    """Prepare a stage. The model is frozen as the stage says."""
+    objective, tasks = _objective(stage, model, split, config)
+    scales = lr_scales(model, stage)
+    weights = {str(task): weight for task, weight in plan.task_weights.items()}
+    return StageWork(
+        objective=objective,
+        balancer=make_balancer(
+            stage.config.balance or plan.balance,
+            tasks,
+            {str(task): weight for task, weight in plan.task_weights.items()},
+        ),
+        optimizer=make_optimizer(model, scales, config, stage.config.optimizer or config.optimizer),
+        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
+        loader=_loader(stage, model, split, config, features, accelerator),
+        guard=NonFiniteGuard(model, split.records),
+        parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=stage.config.lr or config.lr,
+        epochs=stage.epochs,
+        accumulate=config.accumulate,
+        warmup_epochs=config.warmup_epochs,
+    )
+
+
+def _objective(stage: Stage, model: Model, split: Split, config: TrainConfig) -> tuple[Objective, tuple[str, ...]]:
+    wanted = stage.config.tasks or model.tasks
+    unknown = [task for task in wanted if task not in model.tasks]
+    if unknown:
+        raise ConfigError(f"plan: stage {stage.name!r}: the model has no task {unknown[0]!r}, only {model.tasks}")
+    tasks = tuple(task for task in wanted if split.count(task))
+    if not tasks:
+        raise DataError(f"stage {stage.name!r}: no training image is labelled for {', '.join(wanted)}")
+    return TasksObjective(tasks, config.gains, split.sigmas), tasks
+
+
+def _loader(
+    stage: Stage, model: Model, split: Split, config: TrainConfig, features: Path | None, accelerator: Accelerator
+) -> StageLoader:
+    augment = config.augment if stage.config.augment else None
+    dataset = Dataset(split, config.imgsz, augment, config.seed)
+    loader = make_loader(dataset, config.batch, shuffle=True, workers=config.workers, seed=config.seed)
+    return StageLoader(loader, config.seed, accelerator.process_index, accelerator.num_processes)
