@@ -144,7 +144,8 @@ def test_a_comparison_has_truth_left_and_prediction_right():
 def test_saving_leaves_the_picture_and_nothing_else(tmp_path: Path):
     path = save_image(grey(20, 30), tmp_path / "new" / "picture.png")
     assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
-    assert (np.asarray(Image.open(path)) == GREY).all()
+    with Image.open(path) as written:
+        assert (np.asarray(written) == GREY).all()
 
 
 def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path):

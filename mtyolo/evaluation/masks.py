@@ -20,6 +20,9 @@ from mtyolo.evaluation.metrics import TaskMetrics
 from mtyolo.evaluation.precision import MOST_DETECTIONS
 from mtyolo.structures import Detections
 
+MOST_MASKS = MOST_DETECTIONS[-1]
+"""Of an image, best first: COCO's limit for a submission."""
+
 
 class MaskPrecision(CocoPrecision):
     """Average precision of instance masks, of the best 100 detections of an image.
@@ -63,14 +66,14 @@ def run_lengths(mask: NDArray[np.bool_]) -> Rle:
     pixels = np.zeros((last - first) * height + 2, np.bool_)
     pixels[1:-1] = mask[:, first:last].T.ravel()
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + first * height
-    ends = np.unique(np.concatenate([changes, [height * width]]))
-    counts = np.diff(ends, prepend=0)
+    complete = len(changes) > 0 and changes[-1] == height * width
+    counts = np.diff(changes if complete else np.append(changes, height * width), prepend=0)
     return rle_codec.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
 
 def _found_annotations(detections: Detections) -> list[dict[str, Any]]:
     assert detections.masks is not None
-    best = slice(MOST_DETECTIONS[-1])
+    best = slice(MOST_MASKS)
     boxes, classes = detections.boxes_xyxy[best].cpu().numpy(), detections.classes[best].cpu().numpy()
     masks, scores = detections.masks[best].cpu().numpy(), detections.scores[best].tolist()
     return [

@@ -12,18 +12,19 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtyolo.data.loader import Dataset, make_loader
-from mtyolo.data.records import Split
+from mtyolo.data.records import ImageRecord, Split
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.keypoints import KeypointPrecision
-from mtyolo.evaluation.masks import MaskPrecision
+from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
 from mtyolo.model import Model
-from mtyolo.structures import Batch, MaskOutputs, Outputs
-from mtyolo.tasks.instances import instances
+from mtyolo.structures import Batch, Outputs
+from mtyolo.tasks.instances import image_instances
+from mtyolo.tasks.select import Selection, select
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of batches done, and of all."""
@@ -74,23 +75,9 @@ def validate(
             clock.lap("preprocess")
             outputs = forward(model, moved)
             clock.lap("forward")
+            kept = select(model.decode(outputs), confidence, iou, limit, multi_label=True)
             for number, index in enumerate(data.indices.tolist()):
-                record = split.records[index]
-                # One image at a time: its masks at full size are encoded before the next ones are made.
-                found = instances(
-                    outputs_of(outputs, number),
-                    model.anchors,
-                    model.strides,
-                    size=input_size(data),
-                    confidence=confidence,
-                    iou=iou,
-                    limit=limit,
-                    multi_label=True,
-                    letterboxes=[data.letterboxes[number]],
-                )[0]
-                for task, judge in judges.items():
-                    if data.targets.labelled[task][number]:
-                        judge.add(found, record)
+                _judge_image(judges, split.records[index], model, outputs, data, number, kept[number])
             clock.lap("postprocess", images=len(data.indices))
             if progress is not None:
                 progress(done, len(loader))
@@ -170,20 +157,26 @@ def input_size(batch: Batch) -> tuple[int, int]:
     return level.shape[-2] * stride, level.shape[-1] * stride
 
 
-def outputs_of(outputs: Outputs, number: int) -> Outputs:
-    """What the branches gave for one image of a batch, as a batch of one."""
-
-    def one(maps: list[Tensor]) -> list[Tensor]:
-        return [level[number : number + 1] for level in maps]
-
-    segment = outputs.segment
-    return Outputs(
-        adapted={},
-        fused={},
-        detect=one(outputs.detect),
-        segment=segment and MaskOutputs(one(segment.coefficients), segment.prototypes[number : number + 1]),
-        keypoint=outputs.keypoint and one(outputs.keypoint),
-    )
+def _judge_image(
+    judges: dict[str, Judge],
+    record: ImageRecord,
+    model: Model,
+    outputs: Outputs,
+    batch: Batch,
+    number: int,
+    kept: Selection,
+) -> None:
+    """Tell the judges of one image of a batch. Its masks are encoded before those of the next image are made."""
+    place = (model.anchors, model.strides, input_size(batch), batch.letterboxes[number])
+    found = image_instances(outputs._replace(segment=None), number, kept, *place)
+    for task, judge in judges.items():
+        if not batch.targets.labelled[task][number]:
+            continue
+        if task == "segment":
+            best = Selection(*(values[:MOST_MASKS] for values in kept))
+            judge.add(image_instances(outputs._replace(keypoint=None), number, best, *place), record)
+        else:
+            judge.add(found, record)
 
 
 class _Clock:

@@ -1,7 +1,8 @@
 """The building blocks of YOLOv5 graphs, and the one place that imports ultralytics.
 
-Its import replaces torch.save, sets OpenCV to one thread, changes environment variables, print options and warning
-filters, and writes a settings file. All of that is put back here, so that using mtyolo leaves a process as it was.
+Its import replaces torch.save and PIL.Image.open, sets OpenCV to one thread, changes environment variables, print
+options and warning filters, and writes a settings file. All of that is put back here, so that using mtyolo leaves a
+process as it was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 BATCHNORM_EPS = 1e-3
@@ -27,6 +29,7 @@ BATCHNORM_MOMENTUM = 0.03
 @contextlib.contextmanager
 def _process_left_as_it_was() -> Iterator[None]:
     environment, save, threads = dict(os.environ), torch.save, cv2.getNumThreads()
+    image_open = Image.open  # ultralytics' own tries to install a package when a file is no image
     numpy_options: Any = np.get_printoptions()
     numpy_options.pop("override_repr", None)
     torch_options = dict(vars(torch._tensor_str.PRINT_OPTS))
@@ -42,6 +45,7 @@ def _process_left_as_it_was() -> Iterator[None]:
             os.environ.clear()
             os.environ.update(environment)
             torch.save = save
+            Image.open = image_open
             cv2.setNumThreads(threads)
             np.set_printoptions(**numpy_options)
             for name, value in torch_options.items():

@@ -36,12 +36,14 @@ def instances(
     """
     kept = select(decode(outputs.detect, anchors, strides), confidence, iou, limit, multi_label)
     return [
-        _image(outputs, number, selection, anchors, strides, size, letterboxes[number] if letterboxes else None)
+        image_instances(
+            outputs, number, selection, anchors, strides, size, letterboxes[number] if letterboxes else None
+        )
         for number, selection in enumerate(kept)
     ]
 
 
-def _image(
+def image_instances(
     outputs: Outputs,
     number: int,
     kept: Selection,
@@ -50,6 +52,7 @@ def _image(
     size: tuple[int, int],
     letterbox: Letterbox | None,
 ) -> Detections:
+    """What `select` kept of one image of the batch. Masks cost time and memory: select fewer where fewer will do."""
     boxes = kept.boxes_xyxy if letterbox is None else boxes_to_original(kept.boxes_xyxy, letterbox)
     found = Detections(boxes, kept.scores, kept.classes)
     found.size = size if letterbox is None else (letterbox.height, letterbox.width)

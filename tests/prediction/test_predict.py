@@ -63,8 +63,8 @@ def test_a_checkpoint_can_be_named_by_its_path(test_data: Path, tmp_path: Path):
     (result,) = predict(test_data / "weights/yolov5n.pt", test_data / "images/bus.jpg", size=320)
     names = {found["name"] for found in json.loads(result.to_json())["detections"]}
     assert {"person", "bus"} <= names
-    picture = Image.open(result.save(tmp_path / "bus.png"))
-    assert picture.size == (810, 1080)
+    with Image.open(result.save(tmp_path / "bus.png")) as picture:
+        assert picture.size == (810, 1080)
     with pytest.raises(CheckpointError, match=r"nowhere\.pt: no such file"):
         predict(tmp_path / "nowhere.pt", test_data / "images/bus.jpg")
 
@@ -88,6 +88,12 @@ def test_unreadable_images_are_named_and_counted_and_the_rest_is_predicted(
 def test_a_strict_account_stops_at_the_first_unreadable_image(official: Model, test_data: Path):
     with pytest.raises(DataError, match=r"zero_byte\.jpg: not an image"):
         predict(official, test_data / "bad/images/zero_byte.jpg", size=64, problems=Problems(strict=True))
+
+
+@pytest.mark.usefixtures("official")
+def test_using_the_model_leaves_pillow_as_it_was():
+    """ultralytics replaces Image.open by one that tries to install a package when a file is no image."""
+    assert Image.open.__module__ == "PIL.Image"
 
 
 def test_nothing_readable_is_an_error_naming_the_first(official: Model, test_data: Path):

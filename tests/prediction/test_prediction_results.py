@@ -54,7 +54,8 @@ def test_what_the_model_does_not_predict_is_left_out():
 def test_a_file_is_read_again_to_draw_on_it(tmp_path: Path):
     Image.new("RGB", (60, 40), (10, 200, 10)).save(tmp_path / "photo.png")
     drawn = result(path=tmp_path / "photo.png").save(tmp_path / "drawn.png")
-    picture = np.asarray(Image.open(drawn))
+    with Image.open(drawn) as written:
+        picture = np.asarray(written)
     assert (picture[0, 0] == (10, 200, 10)).all()
     assert (picture[int(15 * 640 / 60), int(20 * 640 / 60)] != (10, 200, 10)).any()
 
