@@ -45,6 +45,8 @@ TILE_GAP = 6
 VISIBLE = 0.5
 """Predicted points at least this visible are drawn."""
 MASK_OPACITY = 0.4
+LIGHT = 150
+"""Luma of 255 above which text is black."""
 SHORTEST_LABELLED_SIDE = 14
 """Pixels: smaller boxes get no text, which would hide them; their colour tells the class."""
 LETTER_SIZE = (16.0, 35.0)
@@ -230,8 +232,21 @@ def _with_labels(scene: Picture, found: Any, names: Mapping[int, str], with_scor
     )
     scale = max(0.4, max(scene.shape[:2]) / 1600)
     chosen = _readable(found, texts, scale)
-    annotator = sv.LabelAnnotator(text_scale=scale, text_thickness=max(1, round(1.5 * scale)), text_padding=2)
+    letters = [
+        sv.Color.BLACK if _is_light(colour.as_rgb()) else sv.Color.WHITE for colour in sv.ColorPalette.DEFAULT.colors
+    ]
+    annotator = sv.LabelAnnotator(
+        text_color=sv.ColorPalette(letters),
+        text_scale=scale,
+        text_thickness=max(1, round(1.5 * scale)),
+        text_padding=2,
+    )
     return annotator.annotate(scene, found[chosen], texts[chosen].tolist())
+
+
+def _is_light(colour: tuple[int, int, int]) -> bool:
+    """Is black easier to read on it than white? Luma of ITU-R BT.601."""
+    return float(np.dot(colour, (0.299, 0.587, 0.114))) > LIGHT
 
 
 def _readable(found: Any, texts: NDArray[Any], scale: float) -> NDArray[np.int64]:
