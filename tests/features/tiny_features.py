@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from mtyolo.data.sources import load_split
+from mtyolo.features.writer import ExtractOptions, extract
 from mtyolo.structures import Level
 
 SIZE = 64
@@ -54,3 +58,19 @@ def make_images(folder: Path, count: int) -> Path:
     }
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
     return folder / "data.yaml"
+
+
+class SlowExtractor(TinyExtractor):
+    """Slow enough to be killed at every point of its work."""
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        time.sleep(0.002)
+        return super().forward(images)
+
+
+def extract_slowly(data: Path, folder: Path, started: Event) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    split = load_split(data, "train")
+    started.set()
+    extract(SlowExtractor(), [split], folder, SIZE, ExtractOptions(batch=2, dtype="fp32"))
