@@ -42,7 +42,7 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
         chosen = objects[pairs]
         total = total + checkpoint(
             _weighted_loss,
-            *(coefficients[pairs], one_by_one[image], masks[chosen], boxes[chosen], weights[pairs]),
+            *(coefficients[pairs], one_by_one[image], masks, chosen, boxes[chosen], weights[pairs]),
             use_reentrant=False,
             preserve_rng_state=False,
         )
@@ -68,17 +68,32 @@ def _chunks(images: Tensor, count: int, pixels: int) -> Iterator[tuple[int, Tens
                 yield image, chunk
 
 
-def _weighted_loss(coefficients: Tensor, prototypes: Tensor, masks: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
-    """Of N pairs in one image. coefficients [N, P], prototypes [P, h, w], masks [N, h, w], boxes [N, 4] xyxy pixels."""
-    logits = torch.einsum("np,phw->nhw", coefficients, prototypes.float())
-    across, down = (inside(boxes[:, axis::2], size) for axis, size in ((0, masks.shape[2]), (1, masks.shape[1])))
+def _weighted_loss(
+    coefficients: Tensor, prototypes: Tensor, masks: Tensor, objects: Tensor, boxes: Tensor, weights: Tensor
+) -> Tensor:
+    """Of N pairs in one image. coefficients [N, P], prototypes [P, h, w], masks [M, h, w], objects [N], boxes [N, 4]
+    xyxy in mask pixels."""
+    size = masks.shape[1:].numel()
+    pair, pixel = pixels_inside(boxes, masks.shape[1], masks.shape[2])
+    logits = (coefficients @ prototypes.float().flatten(1)).float().flatten()[pair * size + pixel]
+    wanted = masks.flatten()[objects[pair] * size + pixel].float()
     # A box smaller than one mask pixel holds one at most; dividing by less would blow its error up.
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1)
-    pixel_weights = down[:, :, None] * (across * (weights / areas)[:, None])[:, None]
-    return F.binary_cross_entropy_with_logits(logits.float(), masks.float(), pixel_weights, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, wanted, (weights / areas)[pair], reduction="sum")
 
 
-def inside(bounds: Tensor, size: int) -> Tensor:
-    """[N, 2] from and to, in pixels -> [N, size] float: 1 for pixels whose centre lies between."""
-    centres = torch.arange(size, device=bounds.device) + 0.5
-    return ((centres >= bounds[:, :1]) & (centres < bounds[:, 1:])).to(bounds.dtype)
+def pixels_inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The pixels whose centre lies in each box: [T] number of the box, [T] number of the pixel, row by row.
+
+    boxes: [N, 4] xyxy pixels. A list, not N full pictures: boxes cover a small part of them, and all that follows is
+    done on the list alone.
+    """
+    limits = boxes.new_tensor([width, height, width, height])
+    left, top, right, bottom = torch.minimum((boxes - 0.5).ceil().clamp(min=0), limits).long().unbind(1)
+    across = (right - left).clamp(min=0)
+    counts = across * (bottom - top).clamp(min=0)
+    box = torch.repeat_interleave(counts)
+    place = torch.arange(len(box), device=boxes.device) - (counts.cumsum(0) - counts)[box]
+    row = place // across[box]
+    column = place - row * across[box]
+    return box, (top[box] + row) * width + left[box] + column
