@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
-
-Backward = Callable[[Tensor], None]
-"""Puts the gradient of a scalar into `.grad`; scales it first where half precision needs that."""
 
 
 class Balancer(Protocol):
@@ -17,8 +15,8 @@ class Balancer(Protocol):
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         """Add the balanced gradient to every `.grad`. Returns each task's weight, NaN where a method has none.
 
-        losses: task -> scalar, positive; tasks without a labelled image in this batch are absent.
-        shared: features that all tasks were computed from. scale: factor of the whole.
+        losses: task -> positive scalar; tasks without a labelled image in this batch are absent: left out, not zero.
+        shared: features that all tasks were computed from. scale: factor of the whole gradient.
         """
 
     def end_epoch(self) -> None:
@@ -27,3 +25,12 @@ class Balancer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def weighted_backward(losses: Mapping[str, Tensor], weights: Mapping[str, float], scale: float) -> dict[str, float]:
+    """The gradient of the weighted sum. Returns the weights of the losses that are there."""
+    used = {task: weights.get(task, 1.0) for task in losses}
+    total = torch.stack([used[task] * loss for task, loss in losses.items()]).sum()
+    if total.requires_grad:
+        (total * scale).backward()
+    return used

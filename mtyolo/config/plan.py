@@ -20,7 +20,7 @@ TASK = Literal["detect", "segment", "keypoint"]
 BALANCES = (
     *("fixed", "uncertainty", "dwa", "famo", "imtl-l", "random", "geometric-mean", "gradnorm"),
     *("pcgrad", "gradvac", "graddrop", "upgrad", "dualproj", "mgda", "imtl-g", "aligned-mtl", "config", "fairgrad"),
-    *("cagrad", "nash-mtl"),
+    "cagrad",
 )
 """Words for `balance`; `mtyolo.balance` says what each does."""
 

@@ -100,7 +100,7 @@ def make_work(
         balancer=make_balancer(
             stage.config.balance or plan.balance,
             tasks,
-            {str(task): weight for task, weight in plan.task_weights.items()},
+            weights,
         ),
         optimizer=make_optimizer(model, scales, config, stage.config.optimizer or config.optimizer),
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
