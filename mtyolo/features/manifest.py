@@ -7,17 +7,19 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from mtyolo.config.model import Positive, Strict
-from mtyolo.errors import StoreError
+from mtyolo.errors import ConfigError, StoreError
 from mtyolo.structures import Level
 
 MANIFEST = "manifest.json"
 
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 WORDS = {
     "extractor": "made by the extractor {0}, not {1}",
@@ -86,6 +88,14 @@ def difference_of_identity(made_by: Mapping[str, str], asked: Mapping[str, str])
             what = "" if key == "name" else f"'s {key}"
             return f"made with the extractor{what} {mine}, not {theirs}"
     return None
+
+
+def dtype_of(word: str) -> Dtype:
+    """Raises ConfigError for a word that is no way of storing."""
+    found = next((dtype for dtype in DTYPES if dtype == word), None)
+    if found is None:
+        raise ConfigError(f"--dtype {word}: features are stored as one of {', '.join(DTYPES)}")
+    return found
 
 
 def read_manifest(directory: Path | str) -> Manifest:

@@ -1,0 +1,146 @@
+"""`mtyolo extract`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtyolo.cli import options
+from mtyolo.cli.output import say, write_json
+
+if TYPE_CHECKING:
+    from mtyolo.data.records import Split
+    from mtyolo.features.estimate import Estimate
+    from mtyolo.features.writer import ExtractOptions
+    from mtyolo.model import Model
+
+EXAMPLES = (
+    "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
+    "mtyolo extract -m yolov5n-lite0.yaml -d coco_mini.yaml --out features --imgsz 320 --dtype int8",
+    "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --features features --imgsz 320",
+    "torchrun --nproc-per-node 8 -m mtyolo extract -m yolov5s-resnet50.yaml -d coco.yaml --out features",
+)
+SPLITS = "train, val"
+
+Out = Annotated[Path, typer.Option("--out", help="The store's folder. One that is there already is completed.")]
+SplitNames = Annotated[str, typer.Option("--splits", help="Which splits of the data, with commas between.")]
+Views = Annotated[
+    int, typer.Option(min=1, help="How often to store each image: plain, then with crops, colours and mirrors.")
+]
+Dtype = Annotated[str, typer.Option(help="fp16, bf16, fp32, or int8: half the bytes of fp16.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Time a few images and say what the store would cost and bring; write none.")
+]
+Images = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --dry-run: for so many images.", show_default="those of the splits"),
+]
+
+
+def extract(
+    model: options.Model,
+    data: options.Data,
+    out: Out = Path("features"),
+    splits: SplitNames = SPLITS,
+    views: Views = 1,
+    dtype: Dtype = "fp16",
+    imgsz: options.ImageSize = 640,
+    batch: Batch = 16,
+    workers: Workers = 2,
+    device: options.Device = "auto",
+    trust: options.Trust = False,
+    dry_run: DryRun = False,
+    images: Images = None,
+    json: options.Json = None,
+) -> None:
+    from accelerate import PartialState
+
+    from mtyolo.api import open_model
+    from mtyolo.data.sources import load_split
+    from mtyolo.device import find_device
+    from mtyolo.errors import ConfigError
+    from mtyolo.features.manifest import dtype_of
+    from mtyolo.features.writer import ExtractOptions
+
+    process = PartialState(cpu=device == "cpu")
+    settings = ExtractOptions(
+        dtype=dtype_of(dtype),
+        views=views,
+        batch=batch,
+        workers=workers,
+        device=process.device if device == "auto" and process.num_processes > 1 else find_device(device),
+        share=(process.process_index, process.num_processes),
+    )
+    opened = open_model(model, data=data, trust=trust)
+    if opened.extractor is None:
+        raise ConfigError(f"{model}: has no extractor, so there are no features to store; see model_cfgs/ for some")
+    found = [load_split(data, name.strip()) for name in splits.split(",") if name.strip()]
+    size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
+    if dry_run:
+        _say_estimate(opened, found, size, settings, images, json)
+        return
+    _write(opened, found, out, size, settings)
+    process.wait_for_everyone()
+    if process.is_main_process:
+        from mtyolo.cli.features import print_info
+        from mtyolo.features.verify import info
+
+        print_info(info(out), json)
+
+
+def _write(model: Model, splits: list[Split], out: Path, size: int, settings: ExtractOptions) -> None:
+    from mtyolo.cli.output import progress_bar
+    from mtyolo.features.writer import extract as write
+
+    index, processes = settings.share
+    # Shards are dealt out in turn, so every process has about the same number of images.
+    total, done = sum(len(split) for split in splits) // processes, 0
+    with progress_bar("extract" if processes == 1 else f"extract {index + 1}/{processes}") as progress:
+
+        def report(images: int) -> None:
+            nonlocal done
+            done += images
+            progress(done, max(done, total))
+
+        written = write(model.extractor, splits, out, size, settings, report)
+    say(f"{written.images} images in {written.shards} shards written; {written.kept} shards were there already")
+
+
+def _say_estimate(
+    model: Model, splits: list[Split], size: int, settings: ExtractOptions, images: int | None, json: Path | None
+) -> None:
+    from mtyolo.features.estimate import estimate
+
+    found = estimate(model, splits, size, settings)
+    if images is not None:
+        found = found._replace(images=images)
+    if json is not None:
+        write_json(found._asdict() | {"bytes": found.bytes, "seconds": found.seconds(), "gain": found.gain}, json)
+    if str(json) != "-":
+        _print_estimate(found, settings)
+
+
+def _print_estimate(found: Estimate, settings: ExtractOptions) -> None:
+    from rich import print as show
+    from rich.table import Table
+
+    processes = settings.share[1]
+    table = Table("", "", title="What the store would cost and bring", show_header=False)
+    table.add_row("images, views of each", f"{found.images}, {found.views}")
+    table.add_row("on disk", f"{found.bytes / 1e9:.2f} GB ({found.bytes_per_image / 1e6:.3f} MB an image)")
+    table.add_row("one image: read and decode", f"{found.drawing * 1e3:.1f} ms in one thread")
+    table.add_row("one image: extractor", f"{found.extracting * 1e3:.1f} ms")
+    table.add_row("one image: read from the store", f"{found.reading * 1e3:.2f} ms")
+    table.add_row("one image: training step on features", f"{found.learning * 1e3:.1f} ms")
+    hours = found.seconds(processes, settings.workers) / 3600
+    table.add_row(
+        "time to write", f"{hours:.2f} h with {processes} process{'es' if processes > 1 else ''} like this one"
+    )
+    table.add_row("an epoch afterwards", f"{found.gain:.1f} times as fast as online")
+    table.add_row("worth it from", f"{found.epochs_to_pay:.1f} epochs on")
+    show(table)
