@@ -61,7 +61,7 @@ def test_the_official_network_has_its_precision_on_coco_mini(
     assert found.ap50 == pytest.approx(ap50, abs=0.005)
     assert (found.images, found.objects) == (40, 337)
     assert len(found.per_class) == 57
-    assert metrics.seconds["forward"] > metrics.seconds["postprocess"]
+    assert all(metrics.seconds[step] > 0 for step in ("preprocess", "forward", "postprocess"))
 
 
 def test_all_three_tasks_are_judged_and_further_branches_leave_the_boxes_as_they_were(
