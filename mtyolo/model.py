@@ -131,7 +131,8 @@ class Model(nn.Module):
                     "layers before the entry still need the images: give them beside the pyramid, or replace more"
                 )
             levels = getattr(self.extractor, "levels", ())
-            size = check_pyramid(pyramid, levels, tuple(images.shape[-2:]) if images is not None else size)
+            given = (images.shape[-2], images.shape[-1]) if images is not None else size
+            size = check_pyramid(pyramid, levels, given)
         if images is not None:
             size = self._image_size(images)
         assert size is not None

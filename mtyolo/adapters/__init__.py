@@ -1,14 +1,55 @@
-"""Stand-in until the real ones land."""
+"""From features to what the replaced layers would have produced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from torch import nn
-ADAPTERS = {}
-class _Id(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__(); self.o=outputs
-    def forward(self, p, size): return {l.stride: p[l.stride] for l in self.o}
-class _Conv(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__(); self.o=outputs; c={l.stride:l.channels for l in inputs}
-        self.m=nn.ModuleList(nn.Sequential(nn.Conv2d(c[l.stride],l.channels,1,bias=False),nn.BatchNorm2d(l.channels),nn.SiLU()) for l in outputs)
-    def forward(self, p, size): return {l.stride: m(p[l.stride]) for l,m in zip(self.o,self.m)}
-def make_adapters(config, inputs, outputs, registry=ADAPTERS, *, trust=False):
-    return (_Id if config.type=="identity" else _Conv)(inputs, outputs)
+
+from mtyolo.adapters.conv import ConvAdapter, Identity
+from mtyolo.adapters.pyramid import FusionAdapter, PyramidAdapter
+from mtyolo.config.model import AdaptersConfig
+from mtyolo.config.reading import nearest
+from mtyolo.errors import ConfigError
+from mtyolo.imported import import_class
+from mtyolo.structures import Level
+
+ADAPTERS: dict[str, Callable[..., nn.Module]] = {
+    "identity": Identity,
+    "conv": ConvAdapter,
+    "pyramid": PyramidAdapter,
+    "fusion": FusionAdapter,
+}
+"""Called with the levels that come and the levels that are wanted; `forward(pyramid, size) -> stride -> features`."""
+
+
+def make_adapters(
+    config: AdaptersConfig,
+    inputs: Sequence[Level],
+    outputs: Sequence[Level],
+    registry: Mapping[str, Callable[..., nn.Module]] = ADAPTERS,
+    *,
+    trust: bool = False,
+) -> nn.Module:
+    """The adapters that a model file names, sized from what comes and what is wanted.
+
+    trust: also import `package.module:Class`. Raises ConfigError for a type or an argument that is not known.
+    """
+    if config.type in registry:
+        make = registry[config.type]
+    elif ":" in config.type:
+        make = import_class(config.type, "adapters.type", trust)
+    else:
+        raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)}")
+    options: dict[str, Any] = dict(config.arguments)
+    if config.type in ADAPTERS and config.type != "identity":
+        # A depth that nobody wrote is the type's own.
+        options |= {name: getattr(config, name) for name in ("depth", "norm") if name in config.model_fields_set}
+    try:
+        return make(inputs, outputs, **options)
+    except TypeError as error:
+        raise ConfigError(f"adapters: {config.type}: {error}") from None
+
+
+__all__ = ["ADAPTERS", "ConvAdapter", "FusionAdapter", "Identity", "PyramidAdapter", "make_adapters"]

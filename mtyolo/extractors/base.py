@@ -1,0 +1,43 @@
+"""What an extractor is to the rest of the house."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mtyolo.errors import ConfigError
+from mtyolo.structures import Level, Pyramid
+
+
+class Extractor(nn.Module):
+    """A module from images to features at some strides.
+
+    levels: strides and channels, fine to coarse, known without running it.
+    identity: what computed the features, as text: name, weights, normalisation; a store on disk remembers it.
+    Your own: set both in the constructor, and give `forward(images [B, 3, H, W] in 0..1) -> {stride: [B, C, H/stride,
+    W/stride]}`, normalising inside.
+    """
+
+    levels: tuple[Level, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.identity: dict[str, str] = {"name": type(self).__name__}
+
+    def forward(self, images: Tensor) -> Pyramid:
+        raise ConfigError(f"{type(self).__name__} does not say how to make features; give it a forward(images)")
+
+
+class GivenFeatures(Extractor):
+    """Features that are made elsewhere: only their levels are known. levels: stride -> channels."""
+
+    def __init__(self, levels: dict[int, int]) -> None:
+        super().__init__()
+        self.levels = tuple(Level(stride, channels) for stride, channels in sorted(levels.items()))
+        self.identity = {"name": "features"}
+
+    def forward(self, images: Tensor) -> Pyramid:
+        strides = ", ".join(f"{level.stride}: …" for level in self.levels)
+        raise ConfigError(
+            f"this model takes features, not images: give pyramid={{{strides}}}, train from a feature store, "
+            "or name an extractor in the model file"
+        )
