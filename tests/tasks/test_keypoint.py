@@ -1,0 +1,101 @@
+"""The keypoint branch, its points and its loss, against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scene import Scene
+
+from mtyolo.config.training import LossGains
+from mtyolo.structures import Assignment, Level, Matches
+from mtyolo.tasks.anchors import assign
+from mtyolo.tasks.keypoint.branch import KeypointBranch
+from mtyolo.tasks.keypoint.decode import points_of
+from mtyolo.tasks.keypoint.loss import COCO_SIGMAS, default_sigmas, keypoint_loss, oks_distance
+
+GAINS = LossGains(location=1, visibility=1)
+
+
+def losses_of(scene: Scene, assignment: Assignment | None = None) -> dict[str, torch.Tensor]:
+    assignment = assignment or assign(scene.anchors, scene.strides, scene.shapes, scene.targets)
+    return keypoint_loss(scene.outputs.keypoint, assignment, scene.targets, scene.anchors, scene.strides, GAINS)
+
+
+def raw_for(scene: Scene, shift: tuple[float, float] = (0, 0)) -> list[torch.Tensor]:
+    """Maps that decode to the labelled points, moved by `shift` in units of the object's root area."""
+    maps = [torch.zeros_like(level) for level in scene.outputs.keypoint]
+    size = torch.tensor([128.0, 96.0])
+    for number, matches in enumerate(assign(scene.anchors, scene.strides, scene.shapes, scene.targets).levels):
+        boxes = scene.targets.boxes_cxcywh[matches.object, 2:] * size
+        points = scene.targets.keypoints[matches.object]
+        wanted = points[..., :2] * size + torch.tensor(shift) * boxes.prod(1).sqrt()[:, None, None]
+        cells = torch.stack((matches.column, matches.row), 1) + 0.5
+        offsets = (wanted - cells[:, None] * scene.strides[number]) / scene.anchors[number][matches.anchor][:, None]
+        logits = torch.where(points[..., 2:] > 0, 30.0, -30.0)
+        values = torch.cat((offsets, logits), 2).flatten(1)
+        maps[number][matches.image, matches.anchor, matches.row, matches.column] = values
+    return maps
+
+
+def alone(scene: Scene) -> Scene:
+    """One object, so that no cell is claimed twice."""
+    targets = scene.targets
+    for name in ("image_index", "classes", "boxes_cxcywh", "masks", "keypoints"):
+        setattr(targets, name, getattr(targets, name)[:1])
+    return scene
+
+
+def test_perfect_points_and_visibility_cost_nothing(scene: Scene) -> None:
+    scene = alone(scene)
+    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=raw_for(scene))))
+    assert losses["keypoint.location"].item() == pytest.approx(0, abs=1e-4)
+    assert losses["keypoint.visibility"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_oks_distance_is_that_of_the_coco_evaluation() -> None:
+    """pycocotools computeOks: e = (dx^2 + dy^2) / (2 sigma)^2 / area / 2."""
+    torch.manual_seed(0)
+    found, wanted, areas = torch.rand(4, 17, 2) * 50, torch.rand(4, 17, 2) * 50, torch.rand(4) * 900 + 10
+    distances = oks_distance(found, wanted, areas, default_sigmas(17))
+    for n in range(4):
+        for k in range(17):
+            dx, dy = (found[n, k] - wanted[n, k]).tolist()
+            expected = (dx**2 + dy**2) / (2 * COCO_SIGMAS[k]) ** 2 / areas[n].item() / 2
+            assert distances[n, k].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_default_sigmas_are_cocos_for_17_points_and_else_equal() -> None:
+    assert default_sigmas(17)[[0, 11, 16]].tolist() == pytest.approx([0.026, 0.107, 0.089])
+    assert default_sigmas(5).tolist() == pytest.approx([0.2] * 5)
+
+
+def test_points_are_measured_in_anchors_from_the_cells_centre() -> None:
+    raw = torch.tensor([[0.0, 0, 0, 1, -1, 2]])
+    points, visibility = points_of(raw, torch.tensor([[20.0, 30]]), torch.tensor([[10.0, 16]]))
+    assert points.tolist() == [[[20, 30], [30, 14]]]
+    assert visibility.tolist() == [[0, 2]]
+
+
+def test_where_an_unlabelled_point_is_predicted_does_not_matter(scene: Scene) -> None:
+    scene = alone(scene)
+    scene.targets.keypoints[0, 1, 2] = 0
+    maps = [level.detach().clone().requires_grad_() for level in scene.outputs.keypoint]
+    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=maps)))
+    sum(losses.values()).backward()
+    assert all(not level.grad[..., 3:5].any() for level in maps)
+    assert any(level.grad[..., 5].any() for level in maps)  # but that it is not visible is learned
+
+
+def test_objects_without_a_labelled_point_are_left_out(scene: Scene) -> None:
+    assignment = assign(scene.anchors, scene.strides, scene.shapes, scene.targets)
+    scene.targets.keypoints[::2, :, 2] = 0
+    kept = Assignment([Matches(*(part[matches.object % 2 == 1] for part in matches)) for matches in assignment.levels])
+    for name, loss in losses_of(scene, assignment).items():
+        torch.testing.assert_close(loss, losses_of(scene, kept)[name])
+
+
+@pytest.mark.parametrize("hidden", [None, 0, 12])
+def test_maps_have_three_values_a_point(hidden: int | None) -> None:
+    branch = KeypointBranch((Level(8, 16), Level(16, 32)), 3, 5, hidden=hidden)
+    maps = branch({8: torch.rand(2, 16, 4, 6), 16: torch.rand(2, 32, 2, 3)})
+    assert [tuple(level.shape) for level in maps] == [(2, 3, 4, 6, 15), (2, 3, 2, 3, 15)]
