@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,17 @@ import torch
 from torch import nn
 
 from mtyolo.adapters import ADAPTERS, make_adapters
-from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside, shipped_configs
+from mtyolo.config.model import (
+    ExtractorConfig,
+    ModelConfig,
+    SegmentConfig,
+    TasksConfig,
+    resolve_beside,
+    shipped_configs,
+)
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.errors import ConfigError
-from mtyolo.extractors import EXTRACTORS, make_extractor
+from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
 from mtyolo.graph.official import OfficialCheckpoint, read_official
 from mtyolo.graph.reading import GraphSpec, read_graph, scaled_channels
@@ -29,6 +36,8 @@ PROTOTYPE_CHANNELS = 256
 """Width of the prototype network before the graph's width multiple, as in the official -seg files."""
 
 Registry = Mapping[str, Any]
+StandIn = Callable[[ExtractorConfig], Extractor]
+"""Gives a module with `levels` and `identity` in place of an extractor whose features come from elsewhere."""
 
 
 def build(
@@ -39,6 +48,7 @@ def build(
     points: int | None = None,
     extractors: Registry | None = None,
     adapters: Registry | None = None,
+    stand_in: StandIn | None = None,
     trust: bool = False,
 ) -> Model:
     """Assemble a model and load the weights that its file names.
@@ -47,12 +57,15 @@ def build(
     weights: an official checkpoint in place of the one that the file names.
     names, points: classes and keypoints of the data, in place of the file's or the checkpoint's.
     extractors, adapters: your own classes by name, beside the built-in ones. trust: also import `package.module:Class`.
+    stand_in: makes what takes the extractor's place where features are stored; the extractor is then not loaded.
     Raises ConfigError or CheckpointError naming the place of what is wrong.
     """
     resolved = resolve(config, weights)
     official = read_official(resolved.detector.weights) if resolved.detector.weights else None
     own = resolved.names or names or (official.names if official else None)
-    model = assemble(resolved, names=own, points=points, extractors=extractors, adapters=adapters, trust=trust)
+    model = assemble(
+        resolved, names=own, points=points, extractors=extractors, adapters=adapters, stand_in=stand_in, trust=trust
+    )
     if official is not None:
         transfer(official, model)
     return model.to(memory_format=torch.channels_last)
@@ -85,6 +98,7 @@ def assemble(
     points: int | None = None,
     extractors: Registry | None = None,
     adapters: Registry | None = None,
+    stand_in: StandIn | None = None,
     trust: bool = False,
     weights: bool = True,
 ) -> Model:
@@ -95,15 +109,15 @@ def assemble(
     extractor, channels = None, 3
     if config.extractor is not None:
         chosen = config.extractor if weights else config.extractor.model_copy(update={"weights": "none"})
-        extractor = make_extractor(
-            chosen, tuple(sorted(entry.values())), EXTRACTORS | dict(extractors or {}), trust=trust
-        )
+        registry = EXTRACTORS | dict(extractors or {})
+        wanted = tuple(sorted(entry.values()))
+        extractor = stand_in(config.extractor) if stand_in else make_extractor(chosen, wanted, registry, trust=trust)
         channels = _input_channels(entry, extractor.levels)
     graph = Graph(spec, entry=entry, channels=channels)
     adapter = None
     if extractor is not None:
-        registry = ADAPTERS | dict(adapters or {})
-        adapter = make_adapters(config.adapters, extractor.levels, graph.entry_levels, registry, trust=trust)
+        known = ADAPTERS | dict(adapters or {})
+        adapter = make_adapters(config.adapters, extractor.levels, graph.entry_levels, known, trust=trust)
     tasks = _tasks_with_points(config.tasks or TasksConfig(), points)
     return Model(
         extractor=extractor,

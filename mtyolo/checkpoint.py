@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtyolo.assembly import Registry, assemble, build
+from mtyolo.assembly import Registry, StandIn, assemble, build
 from mtyolo.config.model import ModelConfig
 from mtyolo.errors import CheckpointError
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
 FORMAT = "mtyolo/1"
+EXTRACTOR = "extractor."
+"""Where the extractor's tensors are in a state dict."""
 
 
 def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] | None = None) -> Path:
     """Write a model's weights and configuration to one `.safetensors` file, by way of a temporary name.
 
-    tensors: a state dict in place of the model's own (an average of weights, say).
+    tensors: a state dict in place of the model's own (an average of weights, say). An extractor that a feature store
+    stands in for is not inside; its identity is, and its weights are loaded again from where the model file found them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "config": model.config.model_dump_json()}
+    identity = getattr(model.extractor, "identity", {})
+    if identity:
+        metadata["extractor"] = json.dumps(identity)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or model.state_dict()).items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -40,16 +46,34 @@ def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] |
 
 
 def load(
-    path: Path | str, *, extractors: Registry | None = None, adapters: Registry | None = None, trust: bool = False
+    path: Path | str,
+    *,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
+    stand_in: StandIn | None = None,
+    trust: bool = False,
 ) -> Model:
-    """A model from an official `.pt` or from weights that mtyolo wrote. Raises CheckpointError."""
+    """A model from an official `.pt` or from weights that mtyolo wrote. Raises CheckpointError.
+
+    stand_in: what takes the extractor's place where features are stored, as for `assembly.build`.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
     if path.suffix != ".safetensors":
         return _load_official(path)
-    config, state = _read(path)
-    model = assemble(config, extractors=extractors, adapters=adapters, trust=trust, weights=False)
+    saved = _read(path)
+    config, state = saved.config, saved.state
+    # Trained from stored features: the extractor was frozen, and is where the model file found it.
+    elsewhere = not any(name.startswith(EXTRACTOR) for name in state)
+    model = assemble(
+        config, extractors=extractors, adapters=adapters, stand_in=stand_in, trust=trust, weights=elsewhere
+    )
+    if stand_in:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(EXTRACTOR)}
+    elif elsewhere:
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(EXTRACTOR)}
+        _check_extractor(path, saved.identity, getattr(model.extractor, "identity", {}))
     _fill(path, model, state)
     return model.to(memory_format=torch.channels_last)
 
@@ -62,7 +86,23 @@ def _load_official(path: Path) -> Model:
     return build(config)
 
 
-def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+class _Saved(NamedTuple):
+    config: ModelConfig
+    state: dict[str, Tensor]
+    identity: dict[str, str]
+
+
+def _check_extractor(path: Path, trained_with: dict[str, str], found: dict[str, str]) -> None:
+    differs = [key for key in trained_with if trained_with[key] != found.get(key, trained_with[key])]
+    if differs:
+        key = differs[0]
+        raise CheckpointError(
+            f"{path}: was trained on features of an extractor with {key} {trained_with[key]}, and the one that its "
+            f"model file names has {found[key]}; put the weights back that the features were made with"
+        )
+
+
+def _read(path: Path) -> _Saved:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
@@ -74,7 +114,8 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "weights of an extractor belong into a model file, under extractor.weights"
         )
-    return ModelConfig.model_validate(json.loads(metadata["config"])), state
+    config = ModelConfig.model_validate(json.loads(metadata["config"]))
+    return _Saved(config, state, json.loads(metadata.get("extractor", "{}")))
 
 
 def _fill(path: Path, model: Model, state: dict[str, Tensor]) -> None:

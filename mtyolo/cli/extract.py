@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,26 +65,28 @@ def extract(
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import dtype_of
+    from mtyolo.features.standin import source_of
     from mtyolo.features.writer import ExtractOptions
 
     process = PartialState(cpu=device == "cpu")
+    opened = open_model(model, data=data, trust=trust)
+    if opened.extractor is None or opened.config.extractor is None:
+        raise ConfigError(f"{model}: has no extractor, so there are no features to store; see model_cfgs/ for some")
     settings = ExtractOptions(
         dtype=dtype_of(dtype),
         views=views,
         batch=batch,
         workers=workers,
         device=process.device if device == "auto" and process.num_processes > 1 else find_device(device),
+        source=source_of(opened.config.extractor),
         share=(process.process_index, process.num_processes),
     )
-    opened = open_model(model, data=data, trust=trust)
-    if opened.extractor is None:
-        raise ConfigError(f"{model}: has no extractor, so there are no features to store; see model_cfgs/ for some")
     found = [load_split(data, name.strip()) for name in splits.split(",") if name.strip()]
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
     if dry_run:
         _say_estimate(opened, found, size, settings, images, json)
         return
-    _write(opened, found, out, size, settings)
+    _write(opened.extractor, found, out, size, settings)
     process.wait_for_everyone()
     if process.is_main_process:
         from mtyolo.cli.features import print_info
@@ -93,7 +95,7 @@ def extract(
         print_info(info(out), json)
 
 
-def _write(model: Model, splits: list[Split], out: Path, size: int, settings: ExtractOptions) -> None:
+def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: ExtractOptions) -> None:
     from mtyolo.cli.output import progress_bar
     from mtyolo.features.writer import extract as write
 
@@ -107,7 +109,7 @@ def _write(model: Model, splits: list[Split], out: Path, size: int, settings: Ex
             done += images
             progress(done, max(done, total))
 
-        written = write(model.extractor, splits, out, size, settings, report)
+        written = write(extractor, splits, out, size, settings, report)
     say(f"{written.images} images in {written.shards} shards written; {written.kept} shards were there already")
 
 

@@ -49,6 +49,8 @@ class Manifest(Strict):
     images_per_shard: Positive
     splits: dict[str, int]
     """Split -> number of images."""
+    source: dict[str, str] = Field(default_factory=dict)
+    """What the model file said about the extractor: compared where the extractor itself is not loaded."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the programs that wrote the store; for people, never compared."""
 

@@ -90,7 +90,8 @@ class FeatureStore:
 
     def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:
         """Raises StoreError where extractor, levels or size are not those of the store."""
-        difference = difference_of_identity(self.manifest.extractor, identity) if identity else None
+        given = identity.get("name") in (None, "features")  # the model takes features from anywhere
+        difference = None if given else difference_of_identity(self.manifest.extractor, identity)
         wanted = {level.stride: level.channels for level in levels}
         if difference is None and wanted != self.manifest.levels:
             difference = f"has levels (stride: channels) {self.manifest.levels}, the model's extractor has {wanted}"

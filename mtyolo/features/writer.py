@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, StoreError
+from mtyolo.extractors.base import Extractor
 from mtyolo.features.codec import bytes_per_image, encode
 from mtyolo.features.index import change, store_names
 from mtyolo.features.manifest import MANIFEST, Dtype, Manifest, read_manifest, write_manifest
@@ -42,6 +43,8 @@ class ExtractOptions:
     device: str | torch.device = "cpu"
     workers: int = 2
     """Threads that read images."""
+    source: Mapping[str, str] = field(default_factory=dict)
+    """What the model file says about the extractor; `standin.source_of`."""
     share: tuple[int, int] = (0, 1)
     """This process and how many there are: shards are dealt to them by number."""
 
@@ -70,7 +73,7 @@ class _Work(NamedTuple):
 
 
 def extract(
-    extractor: Any,
+    extractor: Extractor,
     splits: Sequence[Split],
     directory: Path | str,
     size: int,
@@ -96,7 +99,7 @@ def extract(
     return done
 
 
-def plan_manifest(extractor: Any, splits: Sequence[Split], size: int, options: ExtractOptions) -> Manifest:
+def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, options: ExtractOptions) -> Manifest:
     """What a new store of these features would say about itself. Raises ConfigError for a size that does not fit."""
     levels = {level.stride: level.channels for level in extractor.levels}
     coarsest = max(levels)
@@ -114,13 +117,16 @@ def plan_manifest(extractor: Any, splits: Sequence[Split], size: int, options: E
         views=options.views,
         images_per_shard=1,
         splits={split.name: len(split) for split in splits},
+        source=dict(options.source),
         versions={package: _version(package) for package in PACKAGES},
     )
     images = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_per_image(manifest)))
     return manifest.model_copy(update={"images_per_shard": images})
 
 
-def _manifest(extractor: Any, splits: Sequence[Split], directory: Path, size: int, options: ExtractOptions) -> Manifest:
+def _manifest(
+    extractor: Extractor, splits: Sequence[Split], directory: Path, size: int, options: ExtractOptions
+) -> Manifest:
     manifest = plan_manifest(extractor, splits, size, options)
     if not (directory / MANIFEST).exists():
         return manifest
@@ -138,7 +144,9 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _extract_split(extractor: Any, work: _Work, options: ExtractOptions, report: Callable[[int], None]) -> Written:
+def _extract_split(
+    extractor: Extractor, work: _Work, options: ExtractOptions, report: Callable[[int], None]
+) -> Written:
     index, processes = options.share
     numbers = range(index, work.manifest.shards(work.split.name), processes)
     todo = []
@@ -197,7 +205,7 @@ def _ahead(
 
 
 def _write(
-    extractor: Any,
+    extractor: Extractor,
     work: _Work,
     number: int,
     drawn: Iterator[Drawn],
@@ -221,7 +229,7 @@ def _write(
 
 
 @torch.inference_mode()
-def compute(extractor: Any, images: Tensor, device: str | torch.device) -> dict[int, Tensor]:
+def compute(extractor: Extractor, images: Tensor, device: str | torch.device) -> dict[int, Tensor]:
     """images: [n, H, W, 3] uint8 -> the pyramid, computed as the model does it for images."""
     pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
     return dict(extractor.eval()(pixels))

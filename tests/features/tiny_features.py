@@ -13,13 +13,14 @@ import yaml
 from torch import Tensor, nn
 
 from mtyolo.data.sources import load_split
+from mtyolo.extractors.base import Extractor
 from mtyolo.features.writer import ExtractOptions, extract
 from mtyolo.structures import Level
 
 SIZE = 64
 
 
-class TinyExtractor(nn.Module):
+class TinyExtractor(Extractor):
     """One strided convolution a level: what a cell holds depends on the pixels of that cell alone."""
 
     levels = (Level(8, 6), Level(16, 8), Level(32, 12))

@@ -1,0 +1,63 @@
+"""What takes an extractor's place in a model that is trained from stored features: its levels and its identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from mtyolo.config.model import ExtractorConfig
+from mtyolo.errors import StoreError
+from mtyolo.extractors.base import Extractor, GivenFeatures
+from mtyolo.features.index import sha256_of
+from mtyolo.features.manifest import Manifest, read_manifest
+
+GIVEN = "features"
+"""The name, in a model file, of features that are made elsewhere."""
+
+
+def source_of(config: ExtractorConfig) -> dict[str, str]:
+    """What a model file says about its extractor, as text, so that it can be compared without loading anything."""
+    source = {"name": config.name, "weights": config.weights, "arguments": json.dumps(config.arguments, sort_keys=True)}
+    if config.normalisation is not None:
+        source["normalisation"] = config.normalisation.model_dump_json()
+    path = Path(config.weights)
+    if path.is_file():
+        source |= {"weights": path.name, "sha256": sha256_of(path)}
+    return source
+
+
+def stand_in(directory: Path | str) -> Callable[[ExtractorConfig], Extractor]:
+    """For `assembly.build` and `checkpoint.load`: a model for these features, its extractor neither loaded nor needed.
+
+    Raises StoreError where there is no store, and, when called, where another extractor than the model's made it.
+    """
+    manifest = read_manifest(directory)
+
+    def make(config: ExtractorConfig) -> Extractor:
+        difference = _difference(manifest, config)
+        if difference:
+            raise StoreError(f"{directory}: {difference}; run mtyolo extract with this model into another folder")
+        extractor = GivenFeatures(manifest.levels)
+        if config.name != GIVEN:
+            extractor.identity = dict(manifest.extractor)
+        return extractor
+
+    return make
+
+
+def _difference(manifest: Manifest, config: ExtractorConfig) -> str | None:
+    if config.name == GIVEN:
+        wanted = dict(config.levels or {})
+        return None if wanted == manifest.levels else f"has levels {manifest.levels}, the model file says {wanted}"
+    # Another program writes no source; the name must do.
+    made, named = manifest.source or {"name": manifest.extractor["name"]}, source_of(config)
+    compared = ["name"]
+    if manifest.source:
+        file = "sha256" in made and "sha256" in named
+        compared += ["arguments", "normalisation", "sha256" if file else "weights"]
+    for key in compared:
+        if made.get(key) != named.get(key):
+            what = {"name": "", "sha256": "'s weights, sha256"}.get(key, f"'s {key}")
+            return f"made with the extractor{what} {made.get(key)}, the model file says {named.get(key)}"
+    return None
