@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtyolo.api import build as build
     from mtyolo.api import open_model as open_model
+    from mtyolo.api import train as train
+    from mtyolo.api import validate as validate
     from mtyolo.checkpoint import load as load
     from mtyolo.checkpoint import save_weights as save_weights
     from mtyolo.errors import CheckpointError as CheckpointError
@@ -18,14 +20,12 @@ if TYPE_CHECKING:
     from mtyolo.errors import DataError as DataError
     from mtyolo.errors import MtyoloError as MtyoloError
     from mtyolo.errors import StoreError as StoreError
-    from mtyolo.evaluation.validate import validate as validate
     from mtyolo.model import Model as Model
     from mtyolo.prediction.predict import predict as predict
     from mtyolo.structures import Detections as Detections
     from mtyolo.structures import Level as Level
     from mtyolo.structures import Outputs as Outputs
     from mtyolo.structures import Targets as Targets
-    from mtyolo.training import train as train
 
     __version__: str
 
@@ -45,8 +45,8 @@ _HOMES = {
     "open_model": "mtyolo.api",
     "predict": "mtyolo.prediction.predict",
     "save_weights": "mtyolo.checkpoint",
-    "train": "mtyolo.training",
-    "validate": "mtyolo.evaluation.validate",
+    "train": "mtyolo.api",
+    "validate": "mtyolo.api",
 }
 """Public name -> the module that defines it."""
 

@@ -10,11 +10,19 @@ from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
 from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
+from mtyolo.config.plan import PlanConfig
 from mtyolo.config.reading import nearest
+from mtyolo.config.training import TrainConfig
 from mtyolo.data.sources import SPLITS, load_split, read_data
 from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.evaluation import validate as evaluation
+from mtyolo.evaluation.metrics import Metrics
+from mtyolo.evaluation.pictures import comparison
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
+from mtyolo.training.judging import Judge
+from mtyolo.training.run import Run
+from mtyolo.training.train import train as run_training
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -64,6 +72,41 @@ def open_model(
     official = read_official(path)
     config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
     return build(config, data=data)
+
+
+def train(
+    model: Model | str | Path | None = None,
+    data: Data | None = None,
+    *,
+    plan: str | Path | Mapping[str, Any] | PlanConfig | None = None,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    features: str | Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
+
+    model: or a path, opened for the data. With `resume`, the run's folder knows model and data.
+    """
+    opened = open_model(model, data=data) if isinstance(model, str | Path) else model
+    return run_training(
+        opened,
+        data,
+        plan=plan,
+        config=config,
+        out=out,
+        resume=resume,
+        features=features,
+        judge=Judge(evaluation.validate, comparison),
+        progress=progress,
+    )
+
+
+def validate(model: Model | str | Path, data: Data, *, split: str = "val", size: int = 640, **options: Any) -> Metrics:
+    """Judge a model on a split of a data file; options are those of `mtyolo.evaluation.validate.validate`."""
+    opened = model if isinstance(model, Model) else open_model(model, data=data)
+    return evaluation.validate(opened, load_split(data, split), size=size, **options)
 
 
 def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:

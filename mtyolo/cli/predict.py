@@ -1,0 +1,72 @@
+"""`mtyolo predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtyolo.cli import options
+from mtyolo.cli.output import progress_bar, say, write_json
+
+EXAMPLES = (
+    "mtyolo predict --model yolov5n.pt --source bus.jpg",
+    "mtyolo predict --model runs/train/best.safetensors --source photos/ --source 'more/*.png' --json found.json",
+)
+
+
+def predict(
+    model: options.Model,
+    source: Annotated[list[str], typer.Option("--source", "-s", help="An image, a folder or a glob; may be repeated.")],
+    imgsz: options.ImageSize = 640,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Least score of what is kept.")] = 0.25,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = 0.45,
+    limit: Annotated[int, typer.Option(min=1, help="Most detections in one image.")] = 300,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 1,
+    device: options.Device = "auto",
+    weights: options.Weights = None,
+    trust: options.Trust = False,
+    out: Annotated[Path, typer.Option(help="Folder of the drawn pictures.")] = Path("runs/predict"),
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw what was found.")] = True,
+    json: options.Json = None,
+) -> None:
+    from mtyolo.api import open_model
+    from mtyolo.data.records import Problems
+    from mtyolo.device import find_device
+    from mtyolo.prediction.predict import stream
+
+    found = find_device(device)
+    opened = open_model(model, weights=weights, trust=trust)
+    problems, described = Problems(), []
+    with progress_bar("predict") as progress:
+        results = stream(
+            opened,
+            source,
+            size=imgsz,
+            confidence=confidence,
+            iou=iou,
+            limit=limit,
+            device=found,
+            batch=batch,
+            problems=problems,
+            progress=progress,
+        )
+        for number, result in enumerate(results):
+            described.append(result.to_dict())
+            if pictures:
+                # The number keeps images of one name, from several folders, apart.
+                name = result.path.stem if result.path else "image"
+                described[-1]["picture"] = str(result.save(out / f"{number:04d}_{name}.jpg"))
+    if len(problems):
+        say(problems.summary())
+    if json is not None:
+        write_json(described, json)
+    if str(json) != "-":
+        for line in described:
+            typer.echo(f"{line['path']}: {_counted(line['detections'])} -> {line.get('picture', 'not drawn')}")
+
+
+def _counted(detections: list[dict[str, str]]) -> str:
+    names = [found["name"] for found in detections]
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"

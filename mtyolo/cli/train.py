@@ -1,0 +1,133 @@
+"""`mtyolo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtyolo.cli import options
+from mtyolo.cli.output import say
+from mtyolo.config.reading import Document, read_yaml, validate
+from mtyolo.config.training import AugmentConfig, TrainConfig
+
+EXAMPLES = (
+    "mtyolo train --model yolov5n-lite0.yaml --data coco_mini.yaml --epochs 60 --freeze-det",
+    "mtyolo train -m yolov5n-multitask.yaml --weights yolov5n.pt -d shapes.yaml --imgsz 320 --device cpu",
+    "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --plan align-freeze-unfreeze --out runs/aligned",
+    "mtyolo train --resume runs/train",
+)
+FREEZE_DETECTOR = "freeze-then-unfreeze"
+"""The plan that --freeze-det stands for."""
+
+
+def _field(name: str, text: str, **limits: Any) -> Any:
+    """An option of TrainConfig. It is None where not given, so that it does not override the file of --config."""
+    default = TrainConfig.model_fields[name].default
+    shown = "none" if default is None else str(default)
+    return typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=shown, **limits)
+
+
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="A model file (.yaml), an official checkpoint (.pt) or .safetensors."),
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", "-d", help="A data file (.yaml): images, labels, class names, keypoints.")
+]
+Plan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="The stages and what trains in each: a plan file (.yaml), or one that ships with mtyolo by its name.",
+        show_default=f"{FREEZE_DETECTOR} where the detector has official weights, else all-at-once",
+    ),
+]
+FreezeDet = Annotated[
+    bool,
+    typer.Option("--freeze-det", help=f"First train all but the detector, then everything: --plan {FREEZE_DETECTOR}."),
+]
+FreezeEpochs = Annotated[int | None, _field("freeze_epochs", "Epochs of the plan's first stage.", min=1)]
+Epochs = Annotated[int | None, _field("epochs", "Epochs of the whole run.", min=1)]
+ImageSize = Annotated[int | None, _field("imgsz", "Side of the square network input, in pixels.", min=1)]
+Batch = Annotated[int | None, _field("batch", "Images a step, over all processes.", min=1)]
+Accumulate = Annotated[int | None, _field("accumulate", "Steps whose gradients are added up for one update.", min=1)]
+Rate = Annotated[float | None, _field("lr", "Learning rate after the warm-up, of parts without a scale.")]
+Optimizer = Annotated[str | None, _field("optimizer", "sgd or adamw.")]
+Patience = Annotated[int | None, _field("patience", "End a stage after so many epochs without improvement.", min=1)]
+ValEvery = Annotated[int | None, _field("val_every", "Validate every so many epochs.", min=1)]
+Precision = Annotated[str | None, _field("precision", "auto, fp32, bf16 or fp16. auto: bf16 where a GPU has it.")]
+Workers = Annotated[int | None, _field("workers", "Processes that read images; 0: the training's own.", min=0)]
+Seed = Annotated[int | None, _field("seed", "Of everything that is drawn at random.")]
+Device = Annotated[str | None, _field("device", "auto, cpu, cuda, cuda:1 or mps. auto: an accelerator if any.")]
+NoAugment = Annotated[
+    bool, typer.Option("--no-augment", help="Images as they are: no mosaic, mirror, scale, shift or colour.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A file (.yaml) of these and finer options (gains, augment, …); those here win."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run's folder.", show_default="the next free of runs/train, train2, …")
+]
+Features = Annotated[
+    Path | None, typer.Option("--features", help="A store made by mtyolo extract, in place of running the extractor.")
+]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="The folder of a run to go on with; it knows its model and options.")
+]
+
+
+def train(
+    context: typer.Context,
+    model: Model = None,
+    data: Data = None,
+    plan: Plan = None,
+    freeze_det: FreezeDet = False,
+    freeze_epochs: FreezeEpochs = None,
+    epochs: Epochs = None,
+    imgsz: ImageSize = None,
+    batch: Batch = None,
+    accumulate: Accumulate = None,
+    lr: Rate = None,
+    optimizer: Optimizer = None,
+    patience: Patience = None,
+    val_every: ValEvery = None,
+    precision: Precision = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    device: Device = None,
+    no_augment: NoAugment = False,
+    config: Config = None,
+    weights: options.Weights = None,
+    trust: options.Trust = False,
+    features: Features = None,
+    out: Out = None,
+    resume: Resume = None,
+) -> None:
+    if freeze_det and plan is not None:
+        raise typer.BadParameter(f"--freeze-det is --plan {FREEZE_DETECTOR}; give one of the two")
+    if resume is None and (model is None or data is None):
+        raise typer.BadParameter("a new run needs --model and --data; --resume FOLDER goes on with one")
+    given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields}
+    settings = _settings(config, given, no_augment)
+
+    from mtyolo.api import open_model
+    from mtyolo.api import train as run_training
+
+    opened = None if model is None else open_model(model, data=data, weights=weights, trust=trust)
+    chosen = FREEZE_DETECTOR if freeze_det else plan
+    run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
+    say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
+
+
+def _settings(file: Path | None, given: dict[str, Any], no_augment: bool) -> TrainConfig:
+    """Options of the file, and over them those of the command line."""
+    document = read_yaml(file) if file is not None else Document(Path("command line"), {}, {})
+    if file is not None:
+        validate(TrainConfig, document)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if no_augment:
+        chosen["augment"] = dict.fromkeys(AugmentConfig.model_fields, 0.0)
+    return validate(TrainConfig, Document(Path("command line"), (document.content or {}) | chosen, {}))

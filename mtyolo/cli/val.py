@@ -1,0 +1,59 @@
+"""`mtyolo val`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtyolo.cli import options
+from mtyolo.cli.output import progress_bar, say, write_json
+
+EXAMPLES = (
+    "mtyolo val --model yolov5n.pt --data coco_mini.yaml --imgsz 320",
+    "mtyolo val --model runs/train/best.safetensors --data shapes.yaml --json - | jq",
+)
+
+
+def val(
+    model: options.Model,
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="Which split of the data file: train, val or test.")] = "val",
+    imgsz: options.ImageSize = 640,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 8,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.001,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = 0.6,
+    device: options.Device = "auto",
+    weights: options.Weights = None,
+    trust: options.Trust = False,
+    json: options.Json = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Write a picture of truth beside prediction, for a few images, to this file.")
+    ] = None,
+) -> None:
+    from mtyolo.api import open_model
+    from mtyolo.data.sources import load_split
+    from mtyolo.device import find_device
+    from mtyolo.evaluation.validate import validate
+
+    found = find_device(device)
+    opened = open_model(model, data=data, weights=weights, trust=trust)
+    images = load_split(data, split)
+    if len(images.problems):
+        say(images.problems.summary())
+    with progress_bar("val") as progress:
+        metrics = validate(
+            opened, images, size=imgsz, batch=batch, device=found, confidence=confidence, iou=iou, progress=progress
+        )
+    if json is not None:
+        write_json(metrics.as_dict() | {"per_class": metrics.per_class()}, json)
+    if str(json) != "-":
+        from rich import print as show
+
+        show(metrics.table())
+    if pictures is not None:
+        from mtyolo.drawing import save_image
+        from mtyolo.evaluation.pictures import comparison
+
+        say(f"truth beside prediction: {save_image(comparison(opened, images, size=imgsz), pictures)}")
