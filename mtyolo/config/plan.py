@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
 from mtyolo.config.reading import nearest, read_yaml, validate
+from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 
 Factor = Annotated[float, Field(ge=0)]
@@ -48,11 +49,15 @@ class StageConfig(Strict):
     """Default: the run's."""
     tasks: list[TASK] | None = None
     """Which tasks' losses count. Default: all that the model has."""
-    augment: bool = True
+    augment: bool | AugmentConfig = True
+    """false: letterbox only; or its own values, where those that are not named are the defaults, not the run's."""
+    views: Positive = 1
+    """Passes over the training images an epoch, each augmented anew."""
     balance: Literal[BALANCES] | None = None  # type: ignore[valid-type]
     """Default: the plan's."""
     arguments: dict[str, Any] = {}
-    """Options of the objective; of align: views, match_statistics, fused, maps."""
+    """Options of the objective. align: match_statistics (at the start; true), and the weights fused and maps of the
+    errors behind the frozen graph (0)."""
 
 
 class PlanConfig(Strict):

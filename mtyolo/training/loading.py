@@ -34,10 +34,16 @@ class Portion(Sampler[list[Any]]):
 
 
 class StageLoader:
-    """Epochs of batches, each the same however often it is begun."""
+    """Epochs of batches, each the same however often it is begun.
 
-    def __init__(self, loader: DataLoader[Batch], seed: int, process: int = 0, processes: int = 1) -> None:
+    views: passes over the data an epoch; each augments anew.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Batch], seed: int, *, views: int = 1, process: int = 0, processes: int = 1
+    ) -> None:
         self.dataset: Any = loader.dataset
+        self.views = views
         self.portion = Portion(loader.batch_sampler, process, processes)  # type: ignore[arg-type]
         self.loader = DataLoader(
             loader.dataset,
@@ -53,10 +59,15 @@ class StageLoader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
+        return self.views * self._pass_length()
+
+    def _pass_length(self) -> int:
         return len(self.portion.batches)  # type: ignore[arg-type]
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """Batches of epoch `number`, without the first `skip`."""
-        self.dataset.set_epoch(number)
-        self.portion.skip = skip
-        yield from self.loader
+        passes, rest = divmod(skip, self._pass_length())
+        for view in range(passes, self.views):
+            self.dataset.set_epoch(number * self.views + view)
+            self.portion.skip = rest if view == passes else 0
+            yield from self.loader

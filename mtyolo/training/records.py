@@ -61,6 +61,8 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
         "average precision": [name for name in _columns(rows) if name.endswith("/AP")],
     }
     shown = {title: names for title, names in groups.items() if names}
+    if not shown:
+        return
     figure = Figure(figsize=(6 * len(shown), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for number, (title, names) in enumerate(shown.items(), 1):

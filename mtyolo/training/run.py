@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
 RUNS = Path("runs")
+PLOT_SECONDS = 20.0
+"""A plot takes half a second, an epoch may take less."""
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Run:
     results: list[Row] = field(default_factory=list)
     best_fitness: float = -math.inf
     best_epoch: int = 0
+    plotted_at: float = -math.inf
 
     @property
     def best(self) -> Path:
@@ -39,10 +43,15 @@ class Run:
         return self.out / "last.safetensors"
 
     def add(self, row: Row) -> None:
-        """Keep a row, and write results.csv and results.png anew."""
+        """Keep a row, and write results.csv and, now and then, results.png anew."""
         self.results.append(row)
         write_csv(self.results, self.out / "results.csv")
+        if time.monotonic() - self.plotted_at > PLOT_SECONDS:
+            self.plot()
+
+    def plot(self) -> None:
         plot_results(self.results, self.out / "results.png")
+        self.plotted_at = time.monotonic()
 
     def keep_weights(self, model: Model, averaged: nn.Module, row: Row) -> None:
         """Write last.safetensors, and best.safetensors where this epoch is the best so far."""

@@ -82,7 +82,7 @@ def train(
     set_seed(config.seed)
     split, val_split = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
-    model.to(accelerator.device)
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = RunState(model, Ema(model, config.ema_decay), Run(run_folder(out, resume)), settings)
     if saved:
         state.load(saved)
@@ -219,6 +219,7 @@ def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
     state.position = Position(stage=stage.number + 1)
     if not tools.accelerator.is_main_process:
         return
+    state.run.plot()
     if tools.judge is not None and tools.judge.compare is not None and tools.val_split is not None:
         picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)
         save_image(picture, state.run.out / f"val_{stage.name}.jpg")

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from mtyolo.balance import Balancer, make_balancer
 from mtyolo.config.plan import PlanConfig
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.model import Model
+from mtyolo.training.alignment import make_align, without_labels
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
@@ -92,19 +93,18 @@ def make_work(
     accelerator: Accelerator,
 ) -> StageWork:
     """Prepare a stage. The model is frozen as the stage says."""
-    objective, tasks = _objective(stage, model, split, config)
-    scales = lr_scales(model, stage)
+    aligns = stage.config.objective == "align"
+    split = without_labels(split) if aligns else split
+    tasks = ("align",) if aligns else _tasks(stage, model, split)
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
     return StageWork(
-        objective=objective,
-        balancer=make_balancer(
-            stage.config.balance or plan.balance,
-            tasks,
-            weights,
-        ),
-        optimizer=make_optimizer(model, scales, config, stage.config.optimizer or config.optimizer),
+        objective=make_align(model, stage.config.arguments, accelerator.device)
+        if aligns
+        else TasksObjective(tasks, config.gains, split.sigmas),
+        balancer=make_balancer(stage.config.balance or plan.balance, tasks, weights),
+        optimizer=make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer),
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
-        loader=_loader(stage, model, split, config, features, accelerator),
+        loader=_loader(stage, split, config, accelerator),
         guard=NonFiniteGuard(model, split.records),
         parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=stage.config.lr or config.lr,
@@ -114,21 +114,29 @@ def make_work(
     )
 
 
-def _objective(stage: Stage, model: Model, split: Split, config: TrainConfig) -> tuple[Objective, tuple[str, ...]]:
-    wanted = stage.config.tasks or model.tasks
-    unknown = [task for task in wanted if task not in model.tasks]
-    if unknown:
-        raise ConfigError(f"plan: stage {stage.name!r}: the model has no task {unknown[0]!r}, only {model.tasks}")
-    tasks = tuple(task for task in wanted if split.count(task))
-    if not tasks:
+def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:
+    """What the stage learns: wanted, predicted by the model, and labelled."""
+    wanted = tuple(stage.config.tasks or model.tasks)
+    unknown = next((task for task in wanted if task not in model.tasks), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"plan: stage {stage.name!r}: the model has no task {unknown!r}; it has {', '.join(model.tasks)}"
+        )
+    labelled = tuple(task for task in wanted if split.count(task))
+    if not labelled:
         raise DataError(f"stage {stage.name!r}: no training image is labelled for {', '.join(wanted)}")
-    return TasksObjective(tasks, config.gains, split.sigmas), tasks
+    return labelled
 
 
-def _loader(
-    stage: Stage, model: Model, split: Split, config: TrainConfig, features: Path | None, accelerator: Accelerator
-) -> StageLoader:
-    augment = config.augment if stage.config.augment else None
+def _loader(stage: Stage, split: Split, config: TrainConfig, accelerator: Accelerator) -> StageLoader:
+    own = stage.config.augment
+    augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
     dataset = Dataset(split, config.imgsz, augment, config.seed)
     loader = make_loader(dataset, config.batch, shuffle=True, workers=config.workers, seed=config.seed)
-    return StageLoader(loader, config.seed, accelerator.process_index, accelerator.num_processes)
+    return StageLoader(
+        loader,
+        config.seed,
+        views=stage.config.views,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )

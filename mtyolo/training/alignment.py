@@ -1,0 +1,130 @@
+"""Objective `align`: adapters learn, without labels, to give what the layers they replace would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mtyolo.assembly import alignment_teacher
+from mtyolo.config.reading import nearest
+from mtyolo.data.records import Split
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.structures import Batch, Pyramid
+from mtyolo.training.objectives import Losses, pixels
+
+WEIGHTS = ("fused", "maps")
+OPTIONS = (*WEIGHTS, "match_statistics")
+BOX_VALUES = 5
+"""x, y, width, height, objectness; then classes."""
+
+
+class AlignObjective:
+    """Normalised squared error to the replaced layers, and optionally to what the frozen graph makes of them.
+
+    teacher: images [B, 3, H, W] -> stride -> output of the replaced layer in the original network.
+    fused, maps: weights of the errors at the branches' inputs and of their raw boxes, 0 for none. What the model's own
+    frozen graph gives on the teacher's outputs is the target there: with official weights, the original network's.
+    """
+
+    def __init__(self, teacher: nn.Module, *, fused: float = 0.0, maps: float = 0.0) -> None:
+        self.teacher = teacher
+        self.fused = fused
+        self.maps = maps
+
+    def __call__(self, model: Model, batch: Batch) -> Losses:
+        assert batch.images is not None
+        assert model.adapters is not None
+        images = pixels(batch.images)
+        wanted: Pyramid = self.teacher(images)
+        pyramid = batch.pyramid if batch.pyramid is not None else model.extractor(images)  # type: ignore[misc]
+        adapted: Pyramid = model.adapters(pyramid, tuple(images.shape[-2:]))
+        errors = level_errors(adapted, wanted)
+        components = {f"align.{stride}": error for stride, error in errors.items()}
+        total = torch.stack(list(errors.values())).mean()
+        if self.fused or self.maps:
+            further = self._through_graph(model, images, adapted, wanted)
+            components |= further
+            fused = [error for name, error in further.items() if name.startswith("align.fused")]
+            total = total + self.fused * torch.stack(fused).mean()
+            if self.maps:
+                total = total + self.maps * torch.stack([further[name] for name in MAP_COMPONENTS]).sum()
+        return Losses({"align": total}, components, sums_images=False)
+
+    def _through_graph(self, model: Model, images: Tensor, adapted: Pyramid, wanted: Pyramid) -> dict[str, Tensor]:
+        with torch.no_grad():
+            fused_wanted = model.graph(images, wanted)
+        fused = model.graph(images, adapted)
+        errors = {f"align.fused{stride}": error for stride, error in level_errors(fused, fused_wanted).items()}
+        if not self.maps:
+            return errors
+        with torch.no_grad():
+            maps_wanted = model.branches["detect"](fused_wanted)
+        return errors | map_errors(model.branches["detect"](fused), maps_wanted)
+
+
+MAP_COMPONENTS = ("align.objectness", "align.boxes", "align.classes")
+
+
+def level_errors(found: Pyramid, wanted: Pyramid) -> dict[int, Tensor]:
+    """Stride -> mean squared error over the variance of what is wanted. 1.0: no better than predicting its mean."""
+    return {
+        stride: (found[stride].float() - target.float()).square().mean() / target.float().var().clamp(min=1e-12)
+        for stride, target in wanted.items()
+    }
+
+
+def map_errors(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
+    """Distance of raw maps [B, A, H, W, 5 + classes], weighted by the wanted objectness, zero for equal maps.
+
+    Background rows teach objectness only (Mehta and Ozturk 2018, arXiv:1805.06361). Each sum is divided by the sum of
+    the wanted objectness; classes also by their number.
+    """
+    student = torch.cat([level.flatten(0, 3) for level in found]).float()
+    teacher = torch.cat([level.flatten(0, 3) for level in wanted]).float()
+    box, score, classes = slice(0, BOX_VALUES - 1), BOX_VALUES - 1, slice(BOX_VALUES, None)
+    objectness = teacher[:, score].sigmoid()
+    objects = objectness.sum().clamp(min=1.0)
+    scores = bernoulli_divergence(student[:, score], teacher[:, score])
+    boxes = (student[:, box].sigmoid() - teacher[:, box].sigmoid()).square().sum(1)
+    kinds = bernoulli_divergence(student[:, classes], teacher[:, classes]).mean(1)
+    return {
+        "align.objectness": scores.sum() / objects,
+        "align.boxes": (objectness * boxes).sum() / objects,
+        "align.classes": (objectness * kinds).sum() / objects,
+    }
+
+
+def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(Bern(sigmoid(teacher)) || Bern(sigmoid(student))) of logits, elementwise; 0 where they are equal."""
+    wanted = teacher.sigmoid()
+    own = binary_cross_entropy_with_logits(teacher, wanted, reduction="none")
+    return binary_cross_entropy_with_logits(student, wanted, reduction="none") - own
+
+
+def make_align(model: Model, arguments: Mapping[str, Any], device: torch.device) -> AlignObjective:
+    """From a stage's arguments. Raises ConfigError: no adapters, no official weights, a trained graph, a wrong word."""
+    unknown = next((key for key in arguments if key not in OPTIONS), None)
+    if unknown is not None:
+        raise ConfigError(f"plan: arguments: align has no option {unknown!r}; {nearest(unknown, OPTIONS)}")
+    options = {key: float(value) for key, value in arguments.items() if key in WEIGHTS}
+    teacher = alignment_teacher(model).to(device)
+    if options and any(parameter.requires_grad for parameter in model.graph.parameters()):
+        raise ConfigError("plan: align with fused or maps goes through the frozen graph; take detector out of train")
+    return AlignObjective(teacher, **options)
+
+
+def without_labels(split: Split) -> Split:
+    """The same images; nothing of their labels reaches training."""
+    none = np.zeros(0, np.int64)
+    records = [
+        replace(record, labels=replace(record.labels.select(none), labelled=frozenset(), segments=None, keypoints=None))
+        for record in split.records
+    ]
+    return replace(split, records=records, points=None, flip_idx=None)

@@ -1,0 +1,108 @@
+"""A model and photos small enough to train in a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mtyolo.api import build
+from mtyolo.config.model import shipped_configs
+from mtyolo.config.training import TrainConfig
+from mtyolo.model import Model
+
+SIZE = 64
+NAMES = {0: "square", 1: "disc"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums in one order, so that runs agree to the bit."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file: 10 training and 4 validation images of drawn shapes with boxes, masks and two keypoints."""
+    root = tmp_path_factory.mktemp("shapes")
+    for split, count in (("train", 10), ("val", 4)):
+        _draw_split(root, split, count)
+    content = {
+        "train": "train",
+        "val": "val",
+        "annotations": {"train": "train.json", "val": "val.json"},
+        "names": NAMES,
+        "kpt_shape": [2, 3],
+        "flip_idx": [1, 0],
+    }
+    path = root / "shapes.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _draw_split(root: Path, split: str, count: int) -> None:
+    random = np.random.default_rng(len(split))
+    (root / split).mkdir()
+    images, annotations = [], []
+    for number in range(count):
+        picture = random.integers(90, 120, (SIZE, SIZE, 3), dtype=np.uint8)
+        for kind in range(2):
+            side = int(random.integers(12, 28))
+            x, y = (int(value) for value in random.integers(0, SIZE - side, 2))
+            colour = (255, 40, 40) if kind else (40, 40, 255)
+            if kind:
+                cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, colour, -1)
+            else:
+                cv2.rectangle(picture, (x, y), (x + side, y + side), colour, -1)
+            middle = y + side / 2
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": kind,
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + side, y, x + side, y + side, x, y + side]],
+                    "keypoints": [x, middle, 2, x + side, middle, 2],
+                    "num_keypoints": 2,
+                }
+            )
+        cv2.imwrite(str(root / split / f"{number}.png"), picture)
+        images.append({"id": number, "file_name": f"{number}.png", "height": SIZE, "width": SIZE})
+    categories = [
+        {"id": number, "name": name, "keypoints": ["left", "right"], "skeleton": []} for number, name in NAMES.items()
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / f"{split}.json").write_text(json.dumps(content))
+
+
+def tiny_graph() -> dict[str, Any]:
+    """The official layer list at a tenth of yolov5n's width."""
+    content = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    return content | {"width_multiple": 0.05, "depth_multiple": 0.1}
+
+
+@pytest.fixture(scope="session")
+def make_model(shapes: Path) -> Callable[[], Model]:
+    """A new, always equal, tiny model with all three tasks."""
+
+    def make() -> Model:
+        torch.manual_seed(0)
+        tasks = {"detect": {}, "segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
+        return build({"detector": {"graph": tiny_graph()}, "tasks": tasks}, data=shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def config() -> TrainConfig:
+    """Three batches an epoch, the last one smaller."""
+    return TrainConfig(epochs=2, imgsz=SIZE, batch=4, workers=0, device="cpu", warmup_epochs=0.5)

@@ -1,0 +1,128 @@
+"""Nothing lost: a run that was cut off goes on to the same weights, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.model import Model
+from mtyolo.training.judging import Judge
+from mtyolo.training.stopping import Interrupted
+from mtyolo.training.train import train
+
+PLAN = {
+    "balance": "uncertainty",
+    "stages": [
+        {"name": "frozen", "freeze": ["detector"], "epochs": 2, "optimizer": "adamw", "lr": 0.001},
+        {"name": "joint", "epochs": 2, "lr_scale": {"detector": 0.1}},
+    ],
+}
+
+MakeModel = Callable[[], Model]
+
+
+class SignalAfter:
+    """A validation that finds nothing, and sends this process a signal when it is asked for the n-th time."""
+
+    def __init__(self, times: int, number: int) -> None:
+        self.times = times
+        self.number = number
+        self.fitness = 0.5
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"fitness": self.fitness}
+
+    def __call__(self, *arguments: Any, **options: Any) -> SignalAfter:
+        self.times -= 1
+        if self.times == 0:
+            os.kill(os.getpid(), self.number)
+        return self
+
+
+def states_are_equal(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(states_are_equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(states_are_equal, first, second))
+    return first == second
+
+
+@pytest.fixture(scope="module")
+def whole(make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    train(make_model(), shapes, out=out, judge=Judge(SignalAfter(0, 0)), plan=PLAN, config=config, progress=False)
+    return out
+
+
+def state_of(out: Path) -> dict[str, Any]:
+    return torch.load(out / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("stop_at", "stage", "epoch"), [(1, 0, 0), (2, 0, 1), (4, 1, 1)])
+def test_a_run_cut_off_inside_an_epoch_ends_in_the_same_state(
+    whole: Path,
+    make_model: MakeModel,
+    shapes: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    stop_at: int,
+    stage: int,
+    epoch: int,
+) -> None:
+    judge = Judge(SignalAfter(stop_at, signal.SIGTERM))
+    with pytest.raises(Interrupted, match="go on with: mtyolo train --resume"):
+        train(make_model(), shapes, out=tmp_path, judge=judge, plan=PLAN, config=config, progress=False)
+    assert state_of(tmp_path)["position"] == {"stage": stage, "epoch": epoch, "batch": 1}
+    train(resume=tmp_path, judge=Judge(SignalAfter(0, 0)), progress=False)
+
+    expected, found = state_of(whole), state_of(tmp_path)
+    for part in ("model", "ema", "run", "position", "random"):
+        assert states_are_equal(expected[part], found[part]), part
+    assert states_are_equal(*(load_file(out / "last.safetensors") for out in (whole, tmp_path)))
+    assert (whole / "results.csv").read_text() == (tmp_path / "results.csv").read_text()
+
+
+def test_interruption_tells_the_shell_which_signal_it_was(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted) as caught:
+        train(make_model(), shapes, config=config, out=tmp_path, judge=Judge(SignalAfter(1, signal.SIGINT)))
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C works again as before"
+
+
+def test_a_finished_run_resumes_to_itself_and_is_not_written_over(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    first = train(make_model(), shapes, config=config, out=tmp_path, progress=False)
+    before = state_of(tmp_path)["model"]
+    again = train(resume=tmp_path, progress=False)
+    assert again.results == first.results
+    assert states_are_equal(state_of(tmp_path)["model"], before)
+    with pytest.raises(ConfigError, match=r"a run is already there; go on with --resume"):
+        train(make_model(), shapes, config=config, out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x04."])
+def test_a_damaged_state_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt: damaged"):
+        train(resume=tmp_path)
+
+
+def test_resuming_where_nothing_is_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file; give --resume the folder of a run"):
+        train(resume=tmp_path)

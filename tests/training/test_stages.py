@@ -1,0 +1,170 @@
+"""What a stage trains, and that all else stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtyolo.config.model import shipped_configs
+from mtyolo.config.plan import PlanConfig, read_plan
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.stages import freeze, lr_scales, plan_stages, stage_epochs
+from mtyolo.training.train import train
+
+MakeModel = Callable[[], Model]
+
+
+def plan_of(*stages: dict[str, Any]) -> PlanConfig:
+    return read_plan({"stages": [{"name": str(number)} | stage for number, stage in enumerate(stages)]})
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def inside(prefixes: tuple[str, ...], names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith(prefixes)}
+
+
+DETECTOR = ("graph.", "branches.detect.")
+
+WHAT_MOVES = {
+    "freeze-then-unfreeze": [("branches.segment.", "branches.keypoint."), ("",)],
+    "one-task-then-joint": [("branches.detect.",), ("branches.segment.",), ("branches.keypoint.",), ("",)],
+    "all-at-once": [("",)],
+    "gradual-unfreeze": [
+        ("branches.",),
+        ("branches.", *(f"graph.layers.{number}." for number in range(17, 24))),
+        ("branches.", *(f"graph.layers.{number}." for number in range(10, 24))),
+        ("",),
+    ],
+}
+"""Plan -> for each stage, what may move in a model without extractor. The first of each list is what must move."""
+
+
+def test_every_shipped_plan_is_tested() -> None:
+    shipped = {path.stem for path in (shipped_configs() / "plans").glob("*.yaml")}
+    assert shipped == {*WHAT_MOVES, "align-freeze-unfreeze"}
+
+
+@pytest.mark.parametrize("name", sorted(WHAT_MOVES))
+def test_in_each_stage_of_a_plan_only_what_it_names_moves(
+    name: str, make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    plan = read_plan(name)
+    model = make_model()
+    expected = WHAT_MOVES[name]
+    assert len(plan.stages) == len(expected)
+    for number, (stage, prefixes) in enumerate(zip(plan.stages, expected, strict=True)):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        single = plan.model_copy(update={"stages": [stage.model_copy(update={"epochs": 1})]})
+        train(model, shapes, plan=single, config=config, out=tmp_path / str(number), progress=False)
+        changed = moved(before, model.state_dict())
+        assert changed == inside(prefixes, changed), f"stage {stage.name}: moved what it should not"
+        for prefix in prefixes:
+            assert inside((prefix,), changed), f"stage {stage.name}: {prefix} did not move"
+
+
+def test_frozen_detector_is_bit_identical_with_its_statistics_and_average(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(DETECTOR)}
+    plan = plan_of({"freeze": ["detector"], "epochs": 3, "optimizer": "adamw"})
+    run = train(model, shapes, plan=plan, config=config, out=tmp_path, progress=False)
+    state = torch.load(run.out / "state.pt", weights_only=True)
+    for name, value in before.items():
+        assert torch.equal(state["model"][name], value), name
+        assert torch.equal(state["ema"][f"module.{name}"], value), name
+    assert "running_var" in " ".join(before), "BatchNorm statistics are among them"
+
+
+def test_the_average_does_not_follow_what_a_later_stage_freezes(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    plan = plan_of({"epochs": 1, "lr": 0.1}, {"epochs": 2, "freeze": ["detector"]})
+    run = train(make_model(), shapes, plan=plan, config=config, out=tmp_path, progress=False)
+    state = torch.load(run.out / "state.pt", weights_only=True)
+    for name, value in state["model"].items():
+        if name.startswith(DETECTOR):
+            assert torch.equal(state["ema"][f"module.{name}"], value), name
+
+
+def test_no_gradient_is_computed_below_the_lowest_trained_part(make_model: MakeModel, shapes: Path) -> None:
+    from mtyolo.data.dataset import Dataset
+    from mtyolo.data.loader import make_loader
+    from mtyolo.data.sources import load_split
+
+    model = make_model()
+    (stage,) = plan_stages(plan_of({"train": ["segment", "detector.neck"]}), TrainConfig(), model)
+    freeze(model, stage)
+    split = load_split(shapes, "train")
+    batch = next(iter(make_loader(Dataset(split, 64), 2, shuffle=False, workers=0, seed=0)))
+    seen: list[Tensor] = []
+    hook = model.graph.layers["9"].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    losses = TasksObjective(("detect", "segment"), TrainConfig().gains)(model, batch)
+    hook.remove()
+    assert not seen[0].requires_grad, "the backbone's output is no part of the graph of gradients"
+    torch.stack(list(losses.tasks.values())).sum().backward()
+    assert all(parameter.grad is None for parameter in model.graph.layers["9"].parameters())
+    assert all(parameter.grad is None for parameter in model.branches["detect"].parameters())
+    assert all(parameter.grad is not None for parameter in model.graph.layers["13"].parameters())
+
+
+def test_frozen_norms_keep_their_statistics_while_their_weights_train(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, shapes, plan=plan_of({"norms": "frozen"}), config=config, out=tmp_path, progress=False)
+    changed = moved(before, model.state_dict())
+    assert not [name for name in changed if "running" in name]
+    assert "graph.layers.0.conv.weight" in changed
+
+
+def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
+    plan = plan_of({"epochs": 5}, {"share": 0.2}, {}, {})
+    assert stage_epochs(plan, TrainConfig(epochs=20)) == [5, 4, 5, 6]
+    assert stage_epochs(plan, TrainConfig(epochs=20, freeze_epochs=2)) == [2, 4, 7, 7]
+    assert stage_epochs(plan, TrainConfig(epochs=3)) == [5, 1, 1, 1], "each stage has at least one"
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"train": ["detecter"]}, "train: this model has no part 'detecter'; did you mean 'detector'"),
+        ({"freeze": ["detector.99"]}, "no part 'detector.99'"),
+        ({"lr_scale": {"bakbone": 0.1}}, "lr_scale: this model has no part 'bakbone'"),
+        ({"train": ["adapters"]}, r"stage '0' trains nothing: the model has none of \['adapters'\]"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(
+    stage: dict[str, Any], message: str, make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(make_model(), shapes, plan=plan_of(stage), config=config, out=tmp_path, progress=False)
+
+
+def test_the_innermost_part_decides_the_learning_rate(make_model: MakeModel) -> None:
+    model = make_model()
+    scale = {"detector": 0.1, "detector.17": 0.5, "segment": 2.0}
+    (stage,) = plan_stages(plan_of({"lr_scale": scale}), TrainConfig(), model)
+    freeze(model, stage)
+    scales = lr_scales(model, stage)
+    assert scales["graph.layers.0.conv.weight"] == 0.1
+    assert scales["graph.layers.17.cv1.conv.weight"] == 0.5
+    assert {value for name, value in scales.items() if name.startswith("branches.segment")} == {2.0}
+    assert {value for name, value in scales.items() if name.startswith("branches.keypoint")} == {1.0}
+
+
+def test_an_unknown_plan_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no such plan here or in mtyolo; did you mean 'freeze-then-unfreeze'"):
+        read_plan("freeze-then-unfreze")
