@@ -56,8 +56,7 @@ class StageConfig(Strict):
     balance: Literal[BALANCES] | None = None  # type: ignore[valid-type]
     """Default: the plan's."""
     arguments: dict[str, Any] = {}
-    """Options of the objective. align: match_statistics (at the start; true), and the weights fused and maps of the
-    errors behind the frozen graph (0)."""
+    """Options of the objective. align: weights of the errors behind the frozen graph, `fused` and `maps`; default 0."""
 
 
 class PlanConfig(Strict):

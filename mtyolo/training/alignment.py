@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
@@ -19,8 +20,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid
 from mtyolo.training.objectives import Losses, pixels
 
-WEIGHTS = ("fused", "maps")
-OPTIONS = (*WEIGHTS, "match_statistics")
+OPTIONS = ("fused", "maps")
 BOX_VALUES = 5
 """x, y, width, height, objectness; then classes."""
 
@@ -39,12 +39,7 @@ class AlignObjective:
         self.maps = maps
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
-        assert batch.images is not None
-        assert model.adapters is not None
-        images = pixels(batch.images)
-        wanted: Pyramid = self.teacher(images)
-        pyramid = batch.pyramid if batch.pyramid is not None else model.extractor(images)  # type: ignore[misc]
-        adapted: Pyramid = model.adapters(pyramid, tuple(images.shape[-2:]))
+        images, adapted, wanted = seen_by_both(model, self.teacher, batch)
         errors = level_errors(adapted, wanted)
         components = {f"align.{stride}": error for stride, error in errors.items()}
         total = torch.stack(list(errors.values())).mean()
@@ -67,6 +62,24 @@ class AlignObjective:
         with torch.no_grad():
             maps_wanted = model.branches["detect"](fused_wanted)
         return errors | map_errors(model.branches["detect"](fused), maps_wanted)
+
+
+def seen_by_both(model: Model, teacher: nn.Module, batch: Batch) -> tuple[Tensor, Pyramid, Pyramid]:
+    """A batch's images, what the adapters give for them, and what the replaced layers gave."""
+    assert batch.images is not None, "the replaced layers see images"
+    assert model.adapters is not None
+    assert model.extractor is not None
+    images = pixels(batch.images)
+    pyramid = batch.pyramid if batch.pyramid is not None else model.extractor(images)
+    return images, model.adapters(pyramid, tuple(images.shape[-2:])), teacher(images)
+
+
+@torch.no_grad()
+def match_adapters(model: Model, teacher: nn.Module, batches: Iterable[Batch]) -> None:
+    """Give the adapters' outputs the replaced layers' mean and variance per channel, over the given batches."""
+    assert model.adapters is not None
+    pairs = [seen_by_both(model, teacher, batch)[1:] for batch in batches]
+    match_statistics(model.adapters, moments(found for found, _ in pairs), moments(wanted for _, wanted in pairs))
 
 
 MAP_COMPONENTS = ("align.objectness", "align.boxes", "align.classes")
@@ -113,7 +126,7 @@ def make_align(model: Model, arguments: Mapping[str, Any], device: torch.device)
     unknown = next((key for key in arguments if key not in OPTIONS), None)
     if unknown is not None:
         raise ConfigError(f"plan: arguments: align has no option {unknown!r}; {nearest(unknown, OPTIONS)}")
-    options = {key: float(value) for key, value in arguments.items() if key in WEIGHTS}
+    options = {key: float(value) for key, value in arguments.items()}
     teacher = alignment_teacher(model).to(device)
     if options and any(parameter.requires_grad for parameter in model.graph.parameters()):
         raise ConfigError("plan: align with fused or maps goes through the frozen graph; take detector out of train")

@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
+from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.training.records import Row
+from mtyolo.training.stored import validation_batches
 
 
 class Verdict(Protocol):
@@ -27,7 +30,7 @@ class Verdict(Protocol):
 class Judge:
     """How models are validated; training itself does not know.
 
-    validate(model, split, size=, batch=) gives a Verdict. compare(model, split, size=): an RGB picture with truth
+    validate(model, split, size=, batch=) gives a Verdict; with loader=, from these batches. compare(model, split, size=): an RGB picture with truth
     beside prediction.
     """
 
@@ -35,9 +38,15 @@ class Judge:
     compare: Callable[..., NDArray[np.uint8]] | None = None
 
 
-def judged(judge: Judge | None, model: Model, split: Split | None, *, size: int, batch: int) -> Row:
-    """Metrics of a model as columns of a row; none without a judge, a validation split, or labels in it."""
+def judged(
+    judge: Judge | None, model: Model, split: Split | None, store: FeatureStore | None, config: TrainConfig
+) -> Row:
+    """Metrics of a model as columns of a row; none without a judge, a validation split, or labels in it.
+
+    store: has the split's features; None to take its images.
+    """
     if judge is None or split is None or not any(split.count(task) for task in model.tasks):
         return {}
-    values = judge.validate(model, split, size=size, batch=batch).as_dict()
+    stored = {} if store is None else {"loader": validation_batches(store, split, config.batch)}
+    values = judge.validate(model, split, size=config.imgsz, batch=config.batch, **stored).as_dict()
     return {name: value for name, value in values.items() if name == "fitness" or "/AP" in name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mtyolo.assembly import assemble
+from mtyolo.assembly import alignment_teacher, assemble
+from mtyolo.checkpoint import EXTRACTOR
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_batch, save_image
+from mtyolo.features.reader import FeatureStore
+from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.structures import Batch
+from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position, read_state
 from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge, judged
@@ -33,10 +38,13 @@ from mtyolo.training.splits import Data, open_splits
 from mtyolo.training.stages import Stage, freeze, plan_stages
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
+from mtyolo.training.stored import open_store, takes_images
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
+MATCHED_BATCHES = 4
+"""From which the statistics of adapters are matched at the start."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Tools:
     plan: PlanConfig
     split: Split
     val_split: Split | None
-    features: Path | None
+    store: FeatureStore | None
     judge: Judge | None
     accelerator: Accelerator
     display: Display
@@ -77,20 +85,28 @@ def train(
     settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
     config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
     if model is None:
-        model = assemble(ModelConfig.model_validate_json(settings.model), weights=False)
+        model = saved_model(settings, saved)
     accelerator = make_accelerator(config)
     set_seed(config.seed)
-    split, val_split = open_splits(data or settings.opened_data(), model)
+    splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = RunState(model, Ema(model, config.ema_decay), Run(run_folder(out, resume)), settings)
     if saved:
         state.load(saved)
-    store = Path(settings.features) if settings.features else None
+    store = open_store(settings.features, model, splits, config, stages) if settings.features else None
     with stop_on_signals() as stop, Display(progress, stages[-1].first_epoch + stages[-1].epochs) as display:
-        tools = Tools(config, plan, split, val_split, store, judge, accelerator, display, stop)
+        tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved)
     return state.run
+
+
+def saved_model(settings: Settings, saved: dict[str, Any] | None) -> Model:
+    """The model of a run that is resumed, still without its weights."""
+    config = ModelConfig.model_validate_json(settings.model)
+    inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
+    given = stand_in(settings.features) if settings.features and not inside else None
+    return assemble(config, weights=False, stand_in=given)
 
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
@@ -105,7 +121,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
             tools.split,
             plan=tools.plan,
             config=tools.config,
-            features=tools.features,
+            store=tools.store,
             accelerator=tools.accelerator,
         )
         if saved and saved["work"]:
@@ -178,7 +194,7 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     run, config = state.run, tools.config
     for stage in stages:
         tools.display.say(stage.describe(state.model))
-    row = judged(tools.judge, state.model, tools.val_split, size=config.imgsz, batch=config.batch)
+    row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
     if tools.accelerator.is_main_process:
         if row:
             start: Row = {"epoch": 0, "stage": ""}
@@ -188,9 +204,14 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
 
 
 def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
-    """The average stands still where the stage is frozen; the first stage's first batch is drawn."""
+    """Adapters are matched where the model asks for it; the average stands still where the stage is frozen."""
+    if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
+        teacher = alignment_teacher(state.model).to(tools.accelerator.device)
+        batches = islice(work.loader.epoch(0), MATCHED_BATCHES)
+        match_adapters(state.model, teacher, (batch.to(tools.accelerator.device) for batch in batches))
+        state.ema.settle(state.model, state.model.state_dict())
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
-    if stage.number == 0 and tools.accelerator.is_main_process and tools.features is None:
+    if stage.number == 0 and tools.accelerator.is_main_process and tools.store is None:
         first = next(work.loader.epoch(0))
         save_image(draw_batch(first, state.model.names), state.run.out / "train_batch.jpg")
 
@@ -206,7 +227,7 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
     if not tools.accelerator.is_main_process:
         return
     if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
-        row |= judged(tools.judge, state.ema.model, tools.val_split, size=config.imgsz, batch=config.batch)
+        row |= judged(tools.judge, state.ema.model, tools.val_split, tools.store, config)
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
     state.run.add(row)
     state.run.keep_weights(state.model, state.ema.model, row)
@@ -220,7 +241,8 @@ def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
     if not tools.accelerator.is_main_process:
         return
     state.run.plot()
-    if tools.judge is not None and tools.judge.compare is not None and tools.val_split is not None:
+    shown = tools.val_split is not None and takes_images(state.model)
+    if tools.judge is not None and tools.judge.compare is not None and shown:
         picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)
         save_image(picture, state.run.out / f"val_{stage.name}.jpg")
     state.save(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, DataError
+from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.training.alignment import make_align, without_labels
 from mtyolo.training.checkpoints import Position
@@ -26,6 +26,7 @@ from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import Losses, Objective, TasksObjective
 from mtyolo.training.optimizer import make_optimizer
 from mtyolo.training.stages import Stage, lr_scales
+from mtyolo.training.stored import training_batches
 
 LARGEST_WARMUP = 1 / 3
 """Of a stage; short stages would otherwise end before they are warm."""
@@ -89,7 +90,7 @@ def make_work(
     *,
     plan: PlanConfig,
     config: TrainConfig,
-    features: Path | None,
+    store: FeatureStore | None,
     accelerator: Accelerator,
 ) -> StageWork:
     """Prepare a stage. The model is frozen as the stage says."""
@@ -104,7 +105,7 @@ def make_work(
         balancer=make_balancer(stage.config.balance or plan.balance, tasks, weights),
         optimizer=make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer),
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
-        loader=_loader(stage, split, config, accelerator),
+        loader=_loader(stage, split, config, store, accelerator),
         guard=NonFiniteGuard(model, split.records),
         parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=stage.config.lr or config.lr,
@@ -128,11 +129,16 @@ def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:
     return labelled
 
 
-def _loader(stage: Stage, split: Split, config: TrainConfig, accelerator: Accelerator) -> StageLoader:
-    own = stage.config.augment
-    augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
-    dataset = Dataset(split, config.imgsz, augment, config.seed)
-    loader = make_loader(dataset, config.batch, shuffle=True, workers=config.workers, seed=config.seed)
+def _loader(
+    stage: Stage, split: Split, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+) -> StageLoader:
+    if store is not None:
+        loader = training_batches(store, stage, split, config)
+    else:
+        own = stage.config.augment
+        augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
+        dataset = Dataset(split, config.imgsz, augment, config.seed)
+        loader = make_loader(dataset, config.batch, shuffle=True, workers=config.workers, seed=config.seed)
     return StageLoader(
         loader,
         config.seed,

@@ -40,10 +40,11 @@ WHAT_MOVES = {
     "freeze-then-unfreeze": [("branches.segment.", "branches.keypoint."), ("",)],
     "one-task-then-joint": [("branches.detect.",), ("branches.segment.",), ("branches.keypoint.",), ("",)],
     "all-at-once": [("",)],
+    "demo": [("",)],
     "gradual-unfreeze": [
         ("branches.",),
-        ("branches.", *(f"graph.layers.{number}." for number in range(17, 24))),
-        ("branches.", *(f"graph.layers.{number}." for number in range(10, 24))),
+        ("branches.", *(f"graph.layers.{number}." for number in (17, 18, 20, 21, 23))),
+        ("branches.", *(f"graph.layers.{number}." for number in (10, 13, 14, 17, 18, 20, 21, 23))),
         ("",),
     ],
 }

@@ -1,0 +1,76 @@
+"""Training from a feature store: what it can not do is refused before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.records import Split
+from mtyolo.errors import ConfigError
+from mtyolo.extractors import GivenFeatures
+from mtyolo.features.augment import feature_augment
+from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.reader import FeatureStore
+from mtyolo.model import Model
+from mtyolo.structures import Batch
+from mtyolo.training.stages import Stage
+
+
+def open_store(
+    directory: Path | str, model: Model, splits: Sequence[Split | None], config: TrainConfig, stages: Sequence[Stage]
+) -> FeatureStore:
+    """A store that belongs to model, size and data, for stages that need no images.
+
+    splits: for training, and for validation or None. Raises ConfigError or StoreError saying what does not fit.
+    """
+    for stage in stages:
+        _refuse_images(stage, config)
+    if model.config.adapters.match_statistics:
+        raise ConfigError("adapters.match_statistics looks at images, and a feature store has none; train without one")
+    if model.graph.needs_images:
+        raise ConfigError("layers before the entry still need the images, and a feature store has none")
+    store = FeatureStore.open(directory)
+    for split in splits:
+        if split is not None:
+            store.check(model, split, config.imgsz)
+    return store
+
+
+def _refuse_images(stage: Stage, config: TrainConfig) -> None:
+    place = f"plan: stage {stage.name!r}"
+    if stage.config.objective == "align":
+        raise ConfigError(f"{place}: align compares with layers that see images, and a feature store has none")
+    named = () if stage.config.train == "all" else stage.config.train
+    if "extractor" in named and "extractor" not in stage.config.freeze:
+        raise ConfigError(
+            f"{place}: trains the extractor, but its features are stored and would not change; "
+            "take extractor out of train, or train without --features"
+        )
+    stage_augment(stage, config)
+
+
+def stage_augment(stage: Stage, config: TrainConfig) -> AugmentConfig | None:
+    """What a stage asks for, as far as features can do it; None for none. Raises ConfigError for what needs pixels."""
+    own = stage.config.augment
+    augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
+    return None if augment is None else feature_augment(augment)
+
+
+def training_batches(store: FeatureStore, stage: Stage, split: Split, config: TrainConfig) -> DataLoader[Batch]:
+    augment = stage_augment(stage, config)
+    return make_store_loader(store, split, config.batch, augment=augment, shuffle=True, seed=config.seed)
+
+
+def validation_batches(store: FeatureStore, split: Split, batch: int) -> DataLoader[Batch]:
+    return make_store_loader(store, split, batch, augment=None, shuffle=False, seed=0)
+
+
+def takes_images(model: Model) -> bool:
+    """Can this model look at images, or does a store stand in for its extractor?"""
+    return not isinstance(model.extractor, GivenFeatures)
+
+
+__all__ = ["open_store", "stage_augment", "takes_images", "training_batches", "validation_batches"]
