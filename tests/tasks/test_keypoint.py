@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scene import Scene
@@ -16,16 +18,21 @@ from mtyolo.tasks.keypoint.loss import COCO_SIGMAS, default_sigmas, keypoint_los
 GAINS = LossGains(location=1, visibility=1)
 
 
+def assigned(scene: Scene) -> Assignment:
+    return assign(scene.anchors, scene.strides, scene.shapes, scene.targets)
+
+
 def losses_of(scene: Scene, assignment: Assignment | None = None) -> dict[str, torch.Tensor]:
-    assignment = assignment or assign(scene.anchors, scene.strides, scene.shapes, scene.targets)
-    return keypoint_loss(scene.outputs.keypoint, assignment, scene.targets, scene.anchors, scene.strides, GAINS)
+    return keypoint_loss(
+        scene.outputs.keypoint, assignment or assigned(scene), scene.targets, scene.anchors, scene.strides, GAINS
+    )
 
 
 def raw_for(scene: Scene, shift: tuple[float, float] = (0, 0)) -> list[torch.Tensor]:
     """Maps that decode to the labelled points, moved by `shift` in units of the object's root area."""
     maps = [torch.zeros_like(level) for level in scene.outputs.keypoint]
     size = torch.tensor([128.0, 96.0])
-    for number, matches in enumerate(assign(scene.anchors, scene.strides, scene.shapes, scene.targets).levels):
+    for number, matches in enumerate(assigned(scene).levels):
         boxes = scene.targets.boxes_cxcywh[matches.object, 2:] * size
         points = scene.targets.keypoints[matches.object]
         wanted = points[..., :2] * size + torch.tensor(shift) * boxes.prod(1).sqrt()[:, None, None]
@@ -87,7 +94,7 @@ def test_where_an_unlabelled_point_is_predicted_does_not_matter(scene: Scene) ->
 
 
 def test_objects_without_a_labelled_point_are_left_out(scene: Scene) -> None:
-    assignment = assign(scene.anchors, scene.strides, scene.shapes, scene.targets)
+    assignment = assigned(scene)
     scene.targets.keypoints[::2, :, 2] = 0
     kept = Assignment([Matches(*(part[matches.object % 2 == 1] for part in matches)) for matches in assignment.levels])
     for name, loss in losses_of(scene, assignment).items():
@@ -99,3 +106,27 @@ def test_maps_have_three_values_a_point(hidden: int | None) -> None:
     branch = KeypointBranch((Level(8, 16), Level(16, 32)), 3, 5, hidden=hidden)
     maps = branch({8: torch.rand(2, 16, 4, 6), 16: torch.rand(2, 32, 2, 3)})
     assert [tuple(level.shape) for level in maps] == [(2, 3, 4, 6, 15), (2, 3, 2, 3, 15)]
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.05, 0.3])
+def test_location_loss_of_points_that_are_all_off_alike(scene: Scene, shift: float) -> None:
+    """ln(1 + e) with e = d^2 / (2 area (2 sigma)^2), summed over the levels that match; the default sigma is 1/3."""
+    scene = alone(scene)
+    matched = sum(len(matches.image) > 0 for matches in assigned(scene).levels)
+    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=raw_for(scene, (shift, 0)))))
+    expected = matched * math.log(1 + shift**2 / (2 * (2 / 3) ** 2))
+    assert losses["keypoint.location"].item() == pytest.approx(expected, rel=1e-3)
+    similarity_lost = matched * (1 - math.exp(-(shift**2) / (2 * (2 / 3) ** 2)))
+    assert losses["keypoint.location"].item() >= similarity_lost
+
+
+def test_location_loss_grows_with_the_distance_and_never_stops_pulling(scene: Scene) -> None:
+    scene = alone(scene)
+    found = []
+    for shift in (0.0, 0.2, 1.0, 5.0):
+        maps = [level.requires_grad_() for level in raw_for(scene, (shift, 0))]
+        loss = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=maps)))["keypoint.location"]
+        pull = math.sqrt(sum(gradient.square().sum().item() for gradient in torch.autograd.grad(loss, maps)))
+        found.append((loss.item(), pull))
+    assert [loss for loss, _ in found] == sorted(loss for loss, _ in found)
+    assert min(pull for _, pull in found[1:]) > 0.1  # 1 - OKS would leave 1e-11 at the last
