@@ -19,7 +19,7 @@ from mtyolo.prediction.predict import predict
 
 MODEL, PLAN = "shapes-lite0.yaml", "demo"
 TRAINING_IMAGES, VALIDATION_IMAGES = 160, 40
-DRAWN_SIZE, TRAINED_SIZE = 320, 192
+DRAWN_SIZE, TRAINED_SIZE = 320, 224
 """Sides in pixels: pictures are drawn for people, and trained small for two CPU cores."""
 PICTURES = 6
 LEAST_SCORE = 0.4
@@ -44,7 +44,7 @@ def demo_config(epochs: int, seed: int, device: str) -> TrainConfig:
         imgsz=TRAINED_SIZE,
         batch=8,
         optimizer="adamw",
-        lr=0.002,
+        lr=0.003,
         val_every=epochs,
         workers=0,
         seed=seed,
@@ -54,7 +54,7 @@ def demo_config(epochs: int, seed: int, device: str) -> TrainConfig:
 
 
 def demonstrate(
-    out: Path, *, epochs: int = 30, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
+    out: Path, *, epochs: int = 20, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
 ) -> Demonstration:
     """Draw a data set, train on it with a frozen extractor, judge on pictures that were not trained on."""
     say(f"drawing {TRAINING_IMAGES + VALIDATION_IMAGES} pictures with boxes, masks and keypoints …")

@@ -47,7 +47,8 @@ now = state()
 changed = [name for name in was if was[name] != now[name]]
 assert not changed, {name: (str(was[name])[:300], str(now[name])[:300]) for name in changed}
 assert "ultralytics" in sys.modules
-left = [os.path.join(folder, file) for folder, _, files in os.walk(home) for file in files if "matplotlib" not in folder]
+written = [os.path.join(folder, file) for folder, _, files in os.walk(home) for file in files]
+left = [path for path in written if "matplotlib" not in path]  # its list of fonts
 assert not left, left
 assert threading.active_count() == 1, threading.enumerate()
 """

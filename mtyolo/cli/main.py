@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(f"{error.filename}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # newer typers return it, older ones raise
         return _refuse("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 

@@ -38,3 +38,7 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write the result to this file; - is the standard output, then without tables."),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop at the first image or label that can not be used, in place of skipping it."),
+]

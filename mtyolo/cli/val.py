@@ -27,6 +27,7 @@ def val(
     device: options.Device = "auto",
     weights: options.Weights = None,
     trust: options.Trust = False,
+    strict: options.Strict = False,
     json: options.Json = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Write a picture of truth beside prediction, for a few images, to this file.")
@@ -39,7 +40,7 @@ def val(
 
     found = find_device(device)
     opened = open_model(model, data=data, weights=weights, trust=trust)
-    images = load_split(data, split)
+    images = load_split(data, split, strict=strict)
     if len(images.problems):
         say(images.problems.summary())
     with progress_bar("val") as progress:

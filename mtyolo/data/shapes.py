@@ -24,9 +24,9 @@ from mtyolo.data.creatures import (
 from mtyolo.errors import DataError
 
 SPLITS = ("train", "val")
-SMALLEST, LARGEST = 0.07, 0.17
+SMALLEST, LARGEST = 0.09, 0.19
 """Radius of a creature's body, as a fraction of the picture's side."""
-MOST_CREATURES = 5
+MOST_CREATURES = 4
 LEAST_SEEN = 0.4
 """Of a creature's area: those hidden more are not labelled, because a person could not tell what they are."""
 CLOSEST = 1.0

@@ -1,0 +1,155 @@
+"""A person's mistake ends in one sentence that names the place and the remedy, exit code 2, and no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtyolo.cli.main import INTERRUPTED, USER_ERROR, main
+from mtyolo.config.model import shipped_configs
+
+
+def refusal(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; returns its one sentence."""
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert code == USER_ERROR, said
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("mtyolo: error: ")
+    return last.removeprefix("mtyolo: error: ")
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_wrong_key_names_file_line_and_the_right_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = written(tmp_path / "model.yaml", "detector:\n  graph: yolov5n.yaml\n  entri: {4: 8}\n")
+    said = refusal(["show", model], capsys)
+    assert f"{model}:3" in said
+    assert "'detector.entri'" in said
+    assert "'entry'" in said
+
+
+def test_wrong_module_in_a_graph_names_line_and_nearest_module(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (shipped_configs() / "yolov5n.yaml").read_text()
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "SPPF" in row)
+    graph = written(tmp_path / "graph.yaml", text.replace("SPPF", "SPPFF"))
+    said = refusal(["show", graph], capsys)
+    assert f"{graph}:{line}" in said
+    assert "SPPFF" in said
+    assert "'SPPF'" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "{missing}.yaml"],
+        ["show", "{missing}.pt"],
+        ["show", "{missing}.safetensors"],
+        ["val", "--model", "yolov5n.yaml", "--data", "{missing}.yaml"],
+        ["train", "--model", "yolov5n.yaml", "--data", "{missing}.yaml"],
+        ["train", "--resume", "{missing}"],
+        ["predict", "--model", "yolov5n.yaml", "--source", "{missing}.jpg"],
+        ["train", "--model", "yolov5n.yaml", "--data", "x.yaml", "--config", "{missing}.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_missing_file_is_named(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "nowhere")
+    assert missing in refusal([argument.format(missing=missing) for argument in arguments], capsys)
+
+
+def test_unknown_timm_model_gets_the_nearest_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "extractor: {name: timm/resnet51, weights: none}\ndetector: {graph: yolov5n.yaml}\n"
+    said = refusal(["show", written(tmp_path / "model.yaml", text)], capsys)
+    assert "resnet51" in said
+    assert "did you mean" in said
+
+
+def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "images/val/one.png")
+    labels = written(tmp_path / "labels/val/one.txt", "0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2\n")
+    data = written(tmp_path / "data.yaml", yaml.safe_dump({"val": "images/val", "names": ["ball", "box"]}))
+    said = refusal(["val", "--model", "yolov5n.yaml", "--data", data, "--strict"], capsys)
+    assert f"{labels}:2" in said
+    assert "class 7 is not in 0..1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optimizer", "adam"], ["optimizer", "'sgd' or 'adamw'", "'adam'"]),
+        (["--lr", "0"], ["lr", "greater than 0"]),
+        (["--precision", "fp8"], ["precision", "'fp8'"]),
+        (["--epochs", "0"], ["--epochs"]),
+        (["--batch", "many"], ["--batch", "integer"]),
+        (["--freeze-det", "--plan", "all-at-once"], ["--freeze-det", "--plan"]),
+        (["--frezze-det"], ["--frezze-det", "--freeze-det"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_wrong_option_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", *arguments], capsys)
+    assert all(word in said for word in words), said
+
+
+def test_new_run_needs_model_and_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--model and --data" in refusal(["train"], capsys)
+
+
+def test_unknown_command_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'train'?" in refusal(["trian"], capsys)
+
+
+def test_unknown_plan_gets_the_nearest(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--model", "yolov5n.yaml", "--data", shapes, "--plan", "freeze-then-unfreze"]
+    assert "'freeze-then-unfreeze'" in refusal([*arguments, "--out", tmp_path / "run"], capsys)
+
+
+def test_unknown_split_gets_the_nearest(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(["val", "--model", "yolov5n.yaml", "--data", shapes, "--split", "vall"], capsys)
+    assert "'val'" in said
+
+
+def test_device_that_is_not_there_is_named(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(["val", "--model", "yolov5n.yaml", "--data", shapes, "--device", "cuda:99"], capsys)
+    assert "cuda:99" in said
+    assert "auto" in said
+
+
+def test_folder_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "file", "")
+    assert str(file) in refusal(["demo", "--out", file / "demo"], capsys)
+
+
+def test_ctrl_c_ends_with_a_sentence_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtyolo.api.open_model", interrupted)
+    assert main(["show", "yolov5n.yaml"]) == INTERRUPTED
+    assert capsys.readouterr().err == "mtyolo: error: interrupted\n"
+
+
+def test_console_script_exits_with_the_code() -> None:
+    command = [sys.executable, "-m", "mtyolo", "show", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == USER_ERROR
+    assert done.stdout == ""
+    assert done.stderr.startswith("mtyolo: error: nowhere.yaml: ")
+    assert done.stderr.count("\n") == 1
