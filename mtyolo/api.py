@@ -18,6 +18,7 @@ from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.evaluation import validate as evaluation
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison
+from mtyolo.features.standin import stand_in
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
@@ -34,6 +35,7 @@ def build(
     *,
     data: Data | None = None,
     weights: str | Path | None = None,
+    features: str | Path | None = None,
     extractors: Registry | None = None,
     adapters: Registry | None = None,
     trust: bool = False,
@@ -42,6 +44,7 @@ def build(
 
     config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
     data: a data file. weights: an official checkpoint in place of the one that the model file names.
+    features: a store that stands in for the extractor, which is then not loaded.
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
     Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
     """
@@ -53,21 +56,30 @@ def build(
         points=points,
         extractors=extractors,
         adapters=adapters,
+        stand_in=None if features is None else stand_in(features),
         trust=trust,
     )
 
 
 def open_model(
-    path: str | Path, *, data: Data | None = None, weights: str | Path | None = None, trust: bool = False
+    path: str | Path,
+    *,
+    data: Data | None = None,
+    weights: str | Path | None = None,
+    features: str | Path | None = None,
+    trust: bool = False,
 ) -> Model:
-    """A model from whatever a person names: a YAML file, an official checkpoint, or weights that mtyolo wrote."""
+    """A model from whatever a person names: a YAML file, an official checkpoint, or weights that mtyolo wrote.
+
+    features: a store that stands in for the extractor, which is then not loaded.
+    """
     path = Path(path)
     if path.suffix not in WEIGHT_SUFFIXES:
-        return build(path, data=data, weights=weights, trust=trust)
+        return build(path, data=data, weights=weights, features=features, trust=trust)
     if weights is not None:
         raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
     if path.suffix == ".safetensors" or data is None:
-        model = checkpoint.load(path, trust=trust)
+        model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), trust=trust)
         return model if data is None else _agreeing(model, path, data)
     official = read_official(path)
     config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
@@ -89,7 +101,7 @@ def train(
 
     model: or a path, opened for the data. With `resume`, the run's folder knows model and data.
     """
-    opened = open_model(model, data=data) if isinstance(model, str | Path) else model
+    opened = open_model(model, data=data, features=features) if isinstance(model, str | Path) else model
     return run_training(
         opened,
         data,

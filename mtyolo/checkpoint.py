@@ -15,6 +15,7 @@ from torch import Tensor
 from mtyolo.assembly import Registry, StandIn, assemble, build
 from mtyolo.config.model import ModelConfig
 from mtyolo.errors import CheckpointError
+from mtyolo.extractors.pretrained import identity_of
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
@@ -31,10 +32,9 @@ def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] |
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": FORMAT, "config": model.config.model_dump_json()}
-    identity = getattr(model.extractor, "identity", {})
-    if identity:
-        metadata["extractor"] = json.dumps(identity)
+    metadata = {"format": FORMAT, "config": model.config.model_dump_json(exclude_none=True)}
+    if model.extractor is not None and not model.extractor.state_dict():
+        metadata["extractor"] = json.dumps(identity_of(model.extractor))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or model.state_dict()).items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -73,7 +73,8 @@ def load(
         state = {name: tensor for name, tensor in state.items() if not name.startswith(EXTRACTOR)}
     elif elsewhere:
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(EXTRACTOR)}
-        _check_extractor(path, saved.identity, getattr(model.extractor, "identity", {}))
+        if model.extractor is not None:
+            _check_extractor(path, saved.identity, identity_of(model.extractor))
     _fill(path, model, state)
     return model.to(memory_format=torch.channels_last)
 

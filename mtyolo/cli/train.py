@@ -116,7 +116,7 @@ def train(
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
 
-    opened = None if model is None else open_model(model, data=data, weights=weights, trust=trust)
+    opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
     chosen = FREEZE_DETECTOR if freeze_det else plan
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")

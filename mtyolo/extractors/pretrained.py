@@ -85,3 +85,11 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def identity_of(extractor: nn.Module) -> dict[str, str]:
+    """What an extractor says it is, and a hash of its weights where it has some and says nothing of them."""
+    identity = dict(getattr(extractor, "identity", {}))
+    if "weights" not in identity and extractor.state_dict():
+        identity["weights"] = weights_hash(extractor)
+    return identity

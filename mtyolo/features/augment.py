@@ -31,10 +31,11 @@ class Picture(NamedTuple):
 def feature_augment(augment: AugmentConfig) -> AugmentConfig:
     """What of a run's augmentation the store can do: `flip`, `translate` and `mosaic`.
 
-    Values that were not chosen by anybody are those that suit features. Raises ConfigError where something was chosen
-    that needs pixels.
+    Values left at the defaults of pixel augmentation become those that suit features. Raises ConfigError where
+    something was chosen that needs pixels.
     """
-    chosen = augment.model_fields_set
+    usual = AugmentConfig()
+    chosen = [name for name in AugmentConfig.model_fields if getattr(augment, name) != getattr(usual, name)]
     for name in PIXEL_FIELDS:
         if name in chosen and getattr(augment, name):
             raise ConfigError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
+from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import decode_into
 from mtyolo.features.index import SplitIndex
 from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest
@@ -85,7 +86,7 @@ class FeatureStore:
         extractor = model.extractor
         if extractor is None:
             raise StoreError(f"{self.directory}: this model has no extractor, so it takes images and not features")
-        self.check_made_by(getattr(extractor, "identity", {}), extractor.levels, size)
+        self.check_made_by(identity_of(extractor), extractor.levels, size)
         return self.index(split.name).match(split.records)
 
     def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.extractors.base import Extractor
+from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import bytes_per_image, encode
 from mtyolo.features.index import change, store_names
 from mtyolo.features.manifest import MANIFEST, Dtype, Manifest, read_manifest, write_manifest
@@ -110,7 +111,7 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
     if empty:
         raise ConfigError(f"split {empty}: has no images to extract")
     manifest = Manifest(
-        extractor=dict(extractor.identity),
+        extractor=identity_of(extractor),
         size=size,
         levels=levels,
         dtype=options.dtype,

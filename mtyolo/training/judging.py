@@ -30,8 +30,8 @@ class Verdict(Protocol):
 class Judge:
     """How models are validated; training itself does not know.
 
-    validate(model, split, size=, batch=) gives a Verdict; with loader=, from these batches. compare(model, split, size=): an RGB picture with truth
-    beside prediction.
+    validate(model, split, size=, batch=) gives a Verdict; with loader=, from these batches.
+    compare(model, split, size=): an RGB picture with truth beside prediction.
     """
 
     validate: Callable[..., Verdict]

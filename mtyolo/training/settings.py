@@ -46,7 +46,7 @@ def settle(
     chosen = read_plan(plan if plan is not None else default_plan(model))
     inline = isinstance(data, DataConfig)
     return Settings(
-        model=model.config.model_dump_json(),
+        model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
         config=(config or TrainConfig()).model_dump_json(),
         data_path=None if inline else str(Path(str(data)).absolute()),

@@ -1,0 +1,226 @@
+"""Training from a store against training online with the same frozen extractor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from tiny_features import make_images
+
+from mtyolo.api import build, open_model, train, validate
+from mtyolo.config.model import shipped_configs
+from mtyolo.config.training import TrainConfig
+from mtyolo.data.sources import load_split
+from mtyolo.errors import CheckpointError, ConfigError, StoreError
+from mtyolo.features.standin import source_of
+from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.model import Model
+from mtyolo.training.train import train as loop
+
+SIZE = 64
+EXTRACTOR = """
+import torch
+from mtyolo.extractors import Extractor
+from mtyolo.structures import Level
+
+class Frozen(Extractor):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.levels = (Level(8, 6), Level(16, 8), Level(32, 12))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.convolutions = torch.nn.ModuleList(
+                torch.nn.Sequential(
+                    torch.nn.Conv2d(3, level.channels, level.stride, level.stride),
+                    torch.nn.BatchNorm2d(level.channels),
+                )
+                for level in self.levels
+            )
+
+    def forward(self, images):
+        return {level.stride: layer(images) for level, layer in zip(self.levels, self.convolutions)}
+"""
+PLAN = {"stages": [{"name": "frozen", "train": ["adapters", "detector", "keypoint"], "augment": False}]}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data file of ten images; its folder holds a module with an extractor of one's own."""
+    torch.set_num_threads(1)
+    path = make_images(tmp_path / "data", 10)
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"val": content["train"]}))
+    (tmp_path / "own_extractor.py").write_text(EXTRACTOR)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield path
+    sys.modules.pop("own_extractor", None)
+
+
+def model_file(seed: int = 0) -> dict[str, Any]:
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    return {
+        "extractor": {"name": "own_extractor:Frozen", "weights": "none", "arguments": {"seed": seed}},
+        "detector": {"graph": graph | {"width_multiple": 0.05, "depth_multiple": 0.1}},
+        "tasks": {"detect": {}, "keypoint": {}},
+    }
+
+
+def make_model(data: Path, **options: Any) -> Model:
+    torch.manual_seed(1)
+    model = build(model_file(), data=data, trust=True, **options)
+    torch.manual_seed(2)
+    for name, parameter in sorted(model.named_parameters()):
+        if not name.startswith("extractor."):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture
+def store(data: Path, tmp_path: Path) -> Path:
+    model = make_model(data)
+    assert model.extractor is not None
+    assert model.config.extractor is not None
+    options = ExtractOptions(dtype="fp32", source=source_of(model.config.extractor))
+    extract(model.extractor, [load_split(data, split) for split in ("train", "val")], tmp_path / "store", SIZE, options)  # type: ignore[arg-type]
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return TrainConfig(epochs=2, imgsz=SIZE, batch=4, workers=0, device="cpu", val_every=2)
+
+
+def losses_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Filled with every step's loss components while training runs."""
+    from mtyolo.training.objectives import TasksObjective
+
+    steps: list[dict[str, float]] = []
+    original = TasksObjective.__call__
+
+    def recorded(self: TasksObjective, model: Model, batch: Any) -> Any:
+        losses = original(self, model, batch)
+        steps.append({name: float(value.detach()) for name, value in losses.components.items()})
+        return losses
+
+    monkeypatch.setattr(TasksObjective, "__call__", recorded)
+    return steps
+
+
+def test_losses_from_the_store_are_those_of_training_online_step_by_step(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = losses_of_steps(monkeypatch)
+    train(make_model(data), data, plan=PLAN, config=config, out=tmp_path / "online", progress=False)
+    online, stored = list(steps), steps
+    steps.clear()
+    model = make_model(data, features=store)
+    train(model, data, plan=PLAN, config=config, out=tmp_path / "stored", features=store, progress=False)
+    assert len(online) == len(stored) == 6
+    assert online[0] != pytest.approx(online[-1], rel=1e-3), "the steps must teach something"
+    for one, other in zip(online, stored, strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
+def test_what_was_trained_from_a_store_predicts_on_images(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    run = train(
+        make_model(data, features=store),
+        data,
+        plan=PLAN,
+        config=config,
+        out=tmp_path / "run",
+        features=store,
+        progress=False,
+    )
+    with safe_open(run.best, framework="pt") as file:
+        assert not any(name.startswith("extractor.") for name in file.keys())  # noqa: SIM118
+    opened = open_model(run.best, data=data, trust=True)
+    reference = make_model(data)
+    assert opened.extractor is not None
+    assert reference.extractor is not None
+    ours, theirs = opened.extractor.state_dict(), reference.extractor.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    metrics = validate(opened, data, size=SIZE, batch=4)
+    final = {name: value for name, value in run.results[-1].items() if name == "detect/AP"}
+    assert metrics.as_dict()["detect/AP"] == pytest.approx(final["detect/AP"], abs=1e-4)
+
+
+def test_a_run_from_a_store_resumes_without_the_extractor(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model(data, features=store)
+    run = train(model, data, plan=PLAN, config=config, out=tmp_path / "run", features=store, progress=False)
+    (tmp_path / "own_extractor.py").unlink()
+    again = train(resume=run.out, progress=False)
+    assert again.results == run.results
+
+
+def test_the_extractor_is_neither_loaded_nor_needed(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    sys.modules.pop("own_extractor", None)
+    (tmp_path / "own_extractor.py").unlink()
+    model = make_model(data, features=store)
+    run = train(model, data, plan=PLAN, config=config, out=tmp_path / "run", features=store, progress=False)
+    assert run.last.exists()
+    assert "own_extractor" not in sys.modules
+
+
+def test_weights_that_changed_since_are_found_when_the_model_is_opened(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    run = train(
+        make_model(data, features=store),
+        data,
+        plan=PLAN,
+        config=config,
+        out=tmp_path / "run",
+        features=store,
+        progress=False,
+    )
+    text = (tmp_path / "own_extractor.py").read_text()
+    (tmp_path / "own_extractor.py").write_text(text.replace("manual_seed(seed)", "manual_seed(seed + 1)"))
+    sys.modules.pop("own_extractor", None)
+    with pytest.raises(CheckpointError, match="trained on features of an extractor with weights"):
+        open_model(run.best, trust=True)
+
+
+def test_stages_that_need_pixels_or_train_the_extractor_are_refused(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model(data, features=store)
+    for stage, words in (
+        ({"train": ["extractor", "adapters"]}, "trains the extractor, but its features are stored"),
+        ({"train": ["adapters"], "objective": "align"}, "align compares with layers that see images"),
+        ({"augment": {"hue": 0.2}}, r"augment\.hue: 0\.2 needs pixels"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            loop(
+                model,
+                data,
+                plan={"stages": [{"name": "one"} | stage]},
+                config=config,
+                out=tmp_path / "run",
+                features=store,
+                progress=False,
+            )
+
+
+def test_a_store_of_another_size_or_extractor_is_refused(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model(data, features=store)
+    larger = config.model_copy(update={"imgsz": 96})
+    with pytest.raises(StoreError, match="made at 64 px, the model asks for 96 px"):
+        loop(model, data, plan=PLAN, config=larger, out=tmp_path / "run", features=store, progress=False)
+    with pytest.raises(StoreError, match=r"extractor's arguments \{\"seed\": 0\}, the model file says \{\"seed\": 5\}"):
+        build(model_file(seed=5), data=data, features=store)
+    other = build(model_file(seed=5), data=data, trust=True)
+    with pytest.raises(StoreError, match="made with the extractor's weights"):
+        loop(other, data, plan=PLAN, config=config, out=tmp_path / "run", features=store, progress=False)
