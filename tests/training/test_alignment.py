@@ -1,0 +1,136 @@
+"""Alignment of adapters to the layers that they replace, without labels."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mtyolo.api import build
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.training.alignment import bernoulli_divergence, level_errors, map_errors
+from mtyolo.training.train import train
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def weights(test_data: Path) -> Path:
+    return test_data / "weights" / "yolov5n.pt"
+
+
+def lite(weights: Path | None, *, match_statistics: bool = False) -> Model:
+    """An untrained extractor before YOLOv5n."""
+    torch.manual_seed(0)
+    detector: dict[str, Any] = {"graph": "yolov5n.yaml"}
+    return build(
+        {
+            "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
+            "adapters": {"type": "conv", "match_statistics": match_statistics},
+            "detector": detector if weights is None else detector | {"weights": str(weights)},
+        }
+    )
+
+
+def align(model: Model, data: Path, out: Path, **stage: Any) -> dict[str, torch.Tensor]:
+    whole = {"name": "align", "objective": "align", "train": ["adapters"], "optimizer": "adamw", "lr": 0.002}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device="cpu", warmup_epochs=0)
+    plan = {"stages": [whole | {"augment": {"mosaic": 0}} | stage]}
+    run = train(model, data, plan=plan, config=config, out=out, progress=False)
+    assert {"loss/align.8", "loss/align.16", "loss/align.32"} <= set(run.results[-1]), "errors by level are reported"
+    return model.state_dict()
+
+
+@pytest.fixture
+def coloured(shapes: Path) -> Path:
+    """The shapes among as many classes as YOLOv5n has."""
+    content = yaml.safe_load(shapes.read_text())
+    content["names"] = {number: content["names"].get(number, str(number)) for number in range(80)}
+    path = shapes.parent / "eighty.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_error_is_zero_for_equal_and_one_for_the_mean() -> None:
+    wanted = {8: torch.randn(2, 4, 8, 8), 16: 3 + 5 * torch.randn(2, 4, 4, 4)}
+    assert {stride: float(error) for stride, error in level_errors(wanted, wanted).items()} == {8: 0, 16: 0}
+    mean = {stride: torch.full_like(level, float(level.mean())) for stride, level in wanted.items()}
+    for error in level_errors(mean, wanted).values():
+        assert float(error) == pytest.approx(1, rel=0.02)
+
+
+def test_map_errors_vanish_for_equal_maps_and_weigh_places_by_objectness() -> None:
+    wanted = [torch.randn(1, 3, 4, 4, 7)]
+    assert all(float(error) == pytest.approx(0, abs=1e-6) for error in map_errors(wanted, wanted).values())
+    background = wanted[0].clone()
+    background[..., 4] = -30.0
+    found = background.clone()
+    found[..., :4] += 5
+    found[..., 5:] -= 5
+    errors = map_errors([found], [background])
+    assert float(errors["align.boxes"]) == pytest.approx(0, abs=1e-6), "background teaches objectness only"
+    assert float(errors["align.classes"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_bernoulli_divergence_is_that_of_probabilities() -> None:
+    found = float(bernoulli_divergence(torch.tensor(0.0), torch.tensor(math.log(3))))
+    assert found == pytest.approx(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+
+
+def test_labels_make_no_difference_and_only_adapters_move(weights: Path, coloured: Path, tmp_path: Path) -> None:
+    """The photos alone, in a folder without any label, give the same weights to the bit."""
+    before = lite(weights).state_dict()
+    with_labels = align(lite(weights), coloured, tmp_path / "labelled")
+    folder = coloured.parent / "train"
+    without = align(lite(weights), folder, tmp_path / "unlabelled")
+    assert all(torch.equal(with_labels[name], without[name]) for name in with_labels)
+    changed = {name for name in before if not torch.equal(before[name], with_labels[name])}
+    assert changed
+    assert all(name.startswith("adapters.") for name in changed)
+
+
+def test_the_second_phase_goes_through_the_frozen_graph(weights: Path, coloured: Path, tmp_path: Path) -> None:
+    model = lite(weights)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    align(model, coloured, tmp_path / "run", arguments={"fused": 1.0, "maps": 1.0})
+    text = (tmp_path / "run" / "results.csv").read_text()
+    assert "align.fused8" in text
+    assert "align.objectness" in text
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("adapters."))
+
+
+def test_matched_adapters_start_closer(weights: Path, coloured: Path, tmp_path: Path) -> None:
+    def first_error(match_statistics: bool) -> float:
+        model, out = lite(weights, match_statistics=match_statistics), tmp_path / str(match_statistics)
+        align(model, coloured, out, lr=1e-9)
+        with (out / "results.csv").open() as file:
+            return float(next(csv.DictReader(file))["loss/align.8"])
+
+    assert first_error(True) < 0.8 * first_error(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "train_parts", "message"),
+    [
+        ({"fussed": 1.0}, ["adapters"], "align has no option 'fussed'; did you mean 'fused'"),
+        ({"fused": 1.0}, ["adapters", "detector"], "goes through the frozen graph; take detector out of train"),
+    ],
+)
+def test_what_align_can_not_do_is_said(
+    arguments: dict[str, float], train_parts: list[str], message: str, weights: Path, coloured: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        align(lite(weights), coloured, tmp_path / "run", arguments=arguments, train=train_parts)
+
+
+def test_without_official_weights_there_is_no_teacher(coloured: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name detector\.weights: an official checkpoint"):
+        align(lite(None), coloured, tmp_path / "run")

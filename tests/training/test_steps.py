@@ -1,0 +1,179 @@
+"""The pieces of a step: losses that are left out, batches that are skipped, rates, averages, order of batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtyolo.config.training import LossGains, TrainConfig
+from mtyolo.data.dataset import Dataset
+from mtyolo.data.loader import make_loader
+from mtyolo.data.sources import load_split
+from mtyolo.errors import ConfigError, MtyoloError
+from mtyolo.model import Model
+from mtyolo.structures import Batch
+from mtyolo.training.ema import Ema
+from mtyolo.training.loading import StageLoader
+from mtyolo.training.nonfinite import NonFiniteGuard
+from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.optimizer import make_optimizer, set_rates
+from mtyolo.training.train import train
+
+MakeModel = Callable[[], Model]
+
+
+def first_batch(shapes: Path, size: int = 3) -> Batch:
+    split = load_split(shapes, "train")
+    return next(iter(make_loader(Dataset(split, 64), size, shuffle=False, workers=0, seed=0)))
+
+
+def test_a_task_without_a_labelled_image_is_left_out_and_not_zero(make_model: MakeModel, shapes: Path) -> None:
+    batch = first_batch(shapes)
+    batch.targets.labelled["segment"][:] = False
+    losses = TasksObjective(("detect", "segment", "keypoint"), LossGains())(make_model(), batch)
+    assert list(losses.tasks) == ["detect", "keypoint"]
+    assert not [name for name in losses.components if name.startswith("segment")]
+
+
+def test_a_task_is_the_sum_of_its_components(make_model: MakeModel, shapes: Path) -> None:
+    losses = TasksObjective(("detect",), LossGains())(make_model(), first_batch(shapes))
+    assert set(losses.components) == {"detect.box", "detect.objectness", "detect.class"}
+    components = [value.item() for value in losses.components.values()]
+    assert losses.tasks["detect"].item() == pytest.approx(sum(components), rel=1e-6)
+
+
+def test_a_run_that_diverges_names_the_images_counts_and_stops(
+    make_model: MakeModel, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(
+        epochs=20, imgsz=64, batch=4, workers=0, device="cpu", lr=1e15, clip_norm=None, warmup_epochs=0
+    )
+    with (
+        caplog.at_level(logging.WARNING, "mtyolo"),
+        pytest.raises(MtyoloError, match=r"for 10 batches in a row, the last of .*\.png.*training has diverged"),
+    ):
+        train(make_model(), shapes, config=config, out=tmp_path, progress=False)
+    named = [record.message for record in caplog.records if "skipped the batch of" in record.message]
+    assert len(named) == 10
+    assert str(shapes.parent / "train") in named[0]
+
+
+def test_a_skipped_batch_leaves_the_statistics_as_they_were(make_model: MakeModel, shapes: Path) -> None:
+    model = make_model().train()
+    batch = first_batch(shapes)
+    guard = NonFiniteGuard(model, load_split(shapes, "train").records)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    guard.remember()
+    model(torch.full((2, 3, 64, 64), math.inf))
+    assert not all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    guard.skip(batch, {"detect": torch.tensor(math.nan)})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert guard.skipped == 1
+
+
+def test_norms_and_biases_do_not_decay(make_model: MakeModel) -> None:
+    model = make_model()
+    scales = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    optimizer = make_optimizer(model, scales, TrainConfig(weight_decay=0.1), "sgd")
+    decay = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert decay[id(module.weight)] == decay[id(module.bias)] == 0
+        if isinstance(module, torch.nn.Conv2d):
+            assert decay[id(module.weight)] == 0.1
+            assert module.bias is None or decay[id(module.bias)] == 0
+
+
+def test_the_rate_warms_up_and_follows_a_cosine_to_its_end() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    config = TrainConfig(lr=0.1, final_lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD([{"params": [parameter], "scale": 0.5}], lr=0.1, momentum=0.9)
+    rates = [set_rates(optimizer, step, 100, 10, 0.1, config) for step in range(101)]
+    assert rates[0] < 0.01
+    assert max(rates) == rates[10] == pytest.approx(0.1 * (0.01 + 0.99 * (1 + math.cos(math.pi * 0.1)) / 2))
+    assert rates[50] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert rates[100] == pytest.approx(0.001)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0005), "half, as the group's scale says"
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_the_average_follows_the_official_ramp(make_model: MakeModel) -> None:
+    model = make_model()
+    ema, name = Ema(model, 0.9), "branches.detect.layers.0.bias"
+    parameter = model.get_parameter(name)
+    expected = parameter.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            parameter.add_(1.0)
+        ema.update_parameters(model)
+        decay = 0.9 * (1 - math.exp(-step / 2000))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    assert torch.allclose(ema.model.get_parameter(name), expected, atol=1e-6)
+    still = "graph.layers.0.conv.weight"
+    assert torch.equal(ema.model.get_parameter(still), model.get_parameter(still))
+
+
+def test_batches_are_the_same_when_an_epoch_is_begun_in_its_middle(shapes: Path) -> None:
+    def numbers(skip: int) -> list[list[int]]:
+        dataset = Dataset(load_split(shapes, "train"), 64)
+        loader = StageLoader(make_loader(dataset, 4, shuffle=True, workers=0, seed=3), 3, views=2)
+        return [batch.indices.tolist() for batch in loader.epoch(5, skip)]
+
+    whole = numbers(0)
+    assert [len(batch) for batch in whole] == [4, 4, 2, 4, 4, 2]
+    assert whole[:3] != whole[3:], "each pass has its own order"
+    for skip in range(1, 6):
+        assert numbers(skip) == whole[skip:]
+
+
+def test_processes_share_each_batch(shapes: Path) -> None:
+    def numbers(process: int, processes: int) -> list[list[int]]:
+        dataset = Dataset(load_split(shapes, "train"), 64)
+        inner = make_loader(dataset, 4, shuffle=True, workers=0, seed=0)
+        loader = StageLoader(inner, 0, process=process, processes=processes)
+        return [batch.indices.tolist() for batch in loader.epoch(0)]
+
+    for whole, first, second in zip(numbers(0, 1), numbers(0, 2), numbers(1, 2), strict=True):
+        assert sorted(first + second) == sorted(whole)
+
+
+def test_random_states_are_not_moved_by_beginning_an_epoch(shapes: Path) -> None:
+    dataset = Dataset(load_split(shapes, "train"), 64)
+    loader = StageLoader(make_loader(dataset, 4, shuffle=True, workers=0, seed=0), 0)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(loader.epoch(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_stage_ends_early_when_its_fitness_stays(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    from mtyolo.training.judging import Judge
+
+    class Always:
+        fitness = 0.5
+
+        def as_dict(self) -> dict[str, float]:
+            return {"fitness": 0.5}
+
+    patient = config.model_copy(update={"epochs": 9, "patience": 2})
+    run = train(
+        make_model(), shapes, config=patient, out=tmp_path, progress=False, judge=Judge(lambda *_, **__: Always())
+    )
+    assert [row["epoch"] for row in run.results] == [0, 1, 2, 3]
+
+
+def test_the_data_must_be_that_of_the_model(make_model: MakeModel, tmp_path: Path, shapes: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(shapes.read_text().replace("1: disc", "1: disc\n  2: star"))
+    (tmp_path / "train").symlink_to(shapes.parent / "train")
+    for name in ("train.json", "val.json", "val"):
+        (tmp_path / name).symlink_to(shapes.parent / name)
+    with pytest.raises(ConfigError, match=r"the data has 3 classes, the model 2; 'star'"):
+        train(make_model(), other, config=TrainConfig(epochs=1), out=tmp_path / "run", progress=False)
