@@ -130,3 +130,10 @@ def test_location_loss_grows_with_the_distance_and_never_stops_pulling(scene: Sc
         found.append((loss.item(), pull))
     assert [loss for loss, _ in found] == sorted(loss for loss, _ in found)
     assert min(pull for _, pull in found[1:]) > 0.1  # 1 - OKS would leave 1e-11 at the last
+
+
+def test_points_of_a_fresh_branch_lie_close_to_their_cells_centre() -> None:
+    torch.manual_seed(0)
+    maps = KeypointBranch((Level(8, 64),), 3, 17)({8: torch.randn(4, 64, 10, 10)})
+    offsets = maps[0].unflatten(-1, (-1, 3))[..., :2]  # in anchors
+    assert 0 < offsets.abs().mean() < 0.1

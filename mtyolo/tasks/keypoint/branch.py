@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mtyolo.graph.blocks import Conv, finish
@@ -12,13 +13,17 @@ from mtyolo.structures import Level, Pyramid
 POINT_VALUES = 3
 """x, y, visibility."""
 
+START_SCALE = 0.1
+"""Of the last layer's usual random weights, with biases zero: all points start close to their cell's centre. Measured
+like the loss of locations, in 180 steps: mean OKS 0.126, against 0.112 with the usual start."""
+
 
 class KeypointBranch(nn.Module):
     """A 3x3 convolution and a 1x1 a level.
 
     levels: of the fused maps, fine to coarse. hidden: channels between the two; by default as many as the finest level
-    has, and no fewer than values of an anchor; 0 leaves the 3x3 out. It is there because the fused maps of a frozen
-    detector tell boxes and classes, and a linear map of them alone finds points badly.
+    has, and no fewer than values of an anchor; 0 leaves the 3x3 out. It is there because a linear map of a frozen
+    detector's features finds points badly: mean OKS 0.042 on new photos, against 0.112 with it.
     forward: stride -> [B, C, H, W] to a list of [B, A, H, W, 3 * K].
     """
 
@@ -35,9 +40,16 @@ class KeypointBranch(nn.Module):
             nn.Conv2d(width or level.channels, anchors_per_level * values, 1) for level in levels
         )
         finish(self)
+        self._start_at_the_centres()
 
     def forward(self, fused: Pyramid) -> list[Tensor]:
         return [
             layer(hidden(fused[stride])).unflatten(1, (-1, self.values)).permute(0, 1, 3, 4, 2)
             for stride, hidden, layer in zip(self.strides, self.hidden, self.layers, strict=True)
         ]
+
+    @torch.no_grad()
+    def _start_at_the_centres(self) -> None:
+        for layer in self.layers:
+            layer.get_parameter("weight").mul_(START_SCALE)
+            layer.get_parameter("bias").zero_()

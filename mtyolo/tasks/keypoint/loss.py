@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mtyolo.config.training import LossGains
 from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
+from mtyolo.tasks.counting import mean_count
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
 
@@ -76,7 +77,8 @@ def _level_losses(
     distances = oks_distance(points, wanted[..., :2], areas, sigmas)
     location = (torch.log1p(distances) * seen).sum(1) / seen.sum(1).clamp(min=1)
     unsure = F.binary_cross_entropy_with_logits(visibility, seen, reduction="none").mean(1)
-    return torch.stack((location, unsure)).sum(1) / max(1, len(centres))
+    count = mean_count(location.new_tensor(len(centres)))
+    return torch.stack((location, unsure)).sum(1) / count.clamp(min=1)
 
 
 def oks_distance(points: Tensor, wanted: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:

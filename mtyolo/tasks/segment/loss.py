@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mtyolo.config.training import LossGains
 from mtyolo.geometry import cxcywh_to_xyxy
-from mtyolo.structures import Assignment, MaskOutputs, Targets
+from mtyolo.structures import Assignment, MaskOutputs, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
+from mtyolo.tasks.counting import mean_count
 
 CHUNK_PIXELS = 2**22
 """Mask pixels composed at once, 16 MB a tensor. Backward composes them again, so that no more is ever held."""
@@ -33,7 +34,7 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
         [at_matches(level, found) for level, found in zip(outputs.coefficients, levels, strict=True)]
     )
     objects = torch.cat([found.object for found in levels])
-    weights = torch.cat([found.box.new_full((len(found.object),), 1 / max(1, len(found.object))) for found in levels])
+    weights = torch.cat([_shares(found) for found in levels])
     boxes = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(masks.shape[:0:-1] * 2)
     # Depends on all outputs, so that a step without masks has zero gradients rather than none.
     total = coefficients[:0].sum() + prototypes[:0].float().sum()
@@ -47,6 +48,12 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
             preserve_rng_state=False,
         )
     return {"segment.mask": total * gains.mask}
+
+
+def _shares(matches: Matches) -> Tensor:
+    """[N]: what each match of a level counts in its mean."""
+    ones = matches.box.new_ones(len(matches.object))
+    return ones / mean_count(ones.sum()).clamp(min=1)
 
 
 def _masks_of_size(targets: Targets, size: tuple[int, int]) -> Tensor:
