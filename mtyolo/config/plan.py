@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
 from mtyolo.config.reading import nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
@@ -55,6 +56,8 @@ class StageConfig(Strict):
     """Passes over the training images an epoch, each augmented anew."""
     balance: Literal[BALANCES] | None = None  # type: ignore[valid-type]
     """Default: the plan's."""
+    distill: DistillConfig | None = None
+    """Teachers, and what is learned from them."""
     arguments: dict[str, Any] = {}
     """Options of the objective. align: weights of the errors behind the frozen graph, `fused` and `maps`; default 0."""
 

@@ -1,4 +1,4 @@
-"""The building blocks of YOLOv5 graphs, and the one place that imports ultralytics.
+"""The building blocks of YOLOv5 graphs. Only this file and `families.py`, for teachers, import ultralytics.
 
 Its import replaces torch.save and PIL.Image.open, sets OpenCV to one thread, changes environment variables, print
 options and warning filters, and writes a settings file. All of that is put back here, so that using mtyolo leaves a
@@ -27,7 +27,8 @@ BATCHNORM_MOMENTUM = 0.03
 
 
 @contextlib.contextmanager
-def _process_left_as_it_was() -> Iterator[None]:
+def process_left_as_it_was() -> Iterator[None]:
+    """Around whatever ultralytics does: no trace of it afterwards, no look at the network, no words."""
     environment, save, threads = dict(os.environ), torch.save, cv2.getNumThreads()
     image_open = Image.open  # ultralytics' own tries to install a package when a file is no image
     numpy_options: Any = np.get_printoptions()
@@ -52,7 +53,7 @@ def _process_left_as_it_was() -> Iterator[None]:
                 setattr(torch._tensor_str.PRINT_OPTS, name, value)
 
 
-with _process_left_as_it_was():
+with process_left_as_it_was():
     from ultralytics.nn.modules import (
         C3,
         C3TR,

@@ -62,6 +62,36 @@ def read_official(path: Path | str) -> OfficialCheckpoint:
     )
 
 
+@dataclass(frozen=True)
+class PickledModel:
+    """What any checkpoint of these families holds: `read_official` knows more about the classic ones."""
+
+    head: str
+    """Full name of the class of its last layer: ultralytics.nn.modules.head.Pose."""
+    tensors: dict[str, Tensor]
+    """By the names of its state dict, floating ones in float32."""
+    graph: dict[str, Any]
+    names: dict[int, str]
+
+
+def read_pickled(path: Path | str) -> PickledModel:
+    """Read a `.pt` file of any family, without running what is in it. Raises CheckpointError: missing or damaged."""
+    path = Path(path)
+    model = _find_model(path, _unpickle(path))
+    content, head, names = _attribute(model, "yaml"), _head_of(model), _attribute(model, "names")
+    if not isinstance(content, dict) or not isinstance(head, _Inert):
+        raise CheckpointError(
+            f"{path}: its model does not say how it is built; a YOLO checkpoint carries its layer list"
+        )
+    tensors = {name: tensor.detach() for name, tensor in _walk(model, "")}
+    return PickledModel(
+        head.qualified_name,
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        content,
+        _class_names(model, len(names) if isinstance(names, (dict, list)) else 0),
+    )
+
+
 _GRAPH_KEYS = ("depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 
 

@@ -15,13 +15,16 @@ from mtyolo.structures import Batch
 class Portion(Sampler[list[Any]]):
     """Batches of another sampler from number `skip` on; of each, every `processes`-th pick from `process` on.
 
-    `skip` may change between passes.
+    `skip` may change between passes. repeat: so many draws of each item, then the first again.
     """
 
-    def __init__(self, batches: Sampler[list[Any]], process: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, batches: Sampler[list[Any]], process: int = 0, processes: int = 1, repeat: int | None = None
+    ) -> None:
         self.batches = batches
         self.process = process
         self.processes = processes
+        self.repeat = repeat
         self.skip = 0
 
     def __len__(self) -> int:
@@ -30,21 +33,29 @@ class Portion(Sampler[list[Any]]):
     def __iter__(self) -> Iterator[list[Any]]:
         for picks in islice(self.batches, self.skip, None):
             # A last batch smaller than the number of processes: those without a pick repeat the last one.
-            yield picks[self.process :: self.processes] or picks[-1:]
+            own = picks[self.process :: self.processes] or picks[-1:]
+            yield own if self.repeat is None else [(epoch % self.repeat, index) for epoch, index in own]
 
 
 class StageLoader:
     """Epochs of batches, each the same however often it is begun.
 
-    views: passes over the data an epoch; each augments anew.
+    views: passes over the data an epoch; each augments anew. repeat: so many times, then as at first.
     """
 
     def __init__(
-        self, loader: DataLoader[Batch], seed: int, *, views: int = 1, process: int = 0, processes: int = 1
+        self,
+        loader: DataLoader[Batch],
+        seed: int,
+        *,
+        views: int = 1,
+        repeat: int | None = None,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         self.dataset: Any = loader.dataset
         self.views = views
-        self.portion = Portion(loader.batch_sampler, process, processes)  # type: ignore[arg-type]
+        self.portion = Portion(loader.batch_sampler, process, processes, repeat)  # type: ignore[arg-type]
         self.loader = DataLoader(
             loader.dataset,
             batch_sampler=self.portion,

@@ -13,6 +13,7 @@ from mtyolo.config.training import LossGains
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Outputs
 from mtyolo.tasks import compute_losses, official_gains
+from mtyolo.training.processes import any_process
 
 
 @dataclass(slots=True)
@@ -43,11 +44,17 @@ class TasksObjective:
         self.sigmas = sigmas
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
-        outputs = forward(model, batch)
+        return self.judge(model, forward(model, batch), batch)
+
+    def judge(self, model: Model, outputs: Outputs, batch: Batch) -> Losses:
+        """The losses of a forward pass that was made already."""
         size = outputs.detect[0].shape[2] * model.strides[0]
-        labelled = batch.targets.labelled
+        # Over all processes, as all must take part in counting what losses divide by.
+        present = any_process(
+            [bool(batch.targets.labelled[task].any()) for task in self.tasks], outputs.detect[0].device
+        )
         computed = compute_losses(
-            tasks=[task for task in self.tasks if bool(labelled[task].any())],
+            tasks=[task for task, is_there in zip(self.tasks, present, strict=True) if is_there],
             outputs=outputs,
             targets=batch.targets,
             anchors=model.anchors,

@@ -26,10 +26,11 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position, read_state
+from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.optimizer import clip_gradients, set_rates
-from mtyolo.training.processes import any_process, make_accelerator, sum_gradients
+from mtyolo.training.processes import any_process, make_accelerator, mean_over_processes, sum_gradients
 from mtyolo.training.progress import Display
 from mtyolo.training.records import Means, Row
 from mtyolo.training.run import Run, run_folder
@@ -133,15 +134,19 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
             train_epoch(state, stage, work, tools)
             end_epoch(state, stage, work, tools)
         end_stage(state, stage, tools)
+    if tools.accelerator.is_main_process:
+        state.run.plot()
 
 
 def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
     """Batches of an epoch from the state's position on."""
     freeze(state.model, stage)
     epoch, position, saved_at = state.position.epoch, state.position, time.monotonic()
+    if work.distiller is not None:
+        work.distiller.begin_epoch(epoch, stage.epochs)
     tools.display.epoch_begins(f"{stage.name} {epoch + 1}/{stage.epochs}", len(work.loader), position.batch)
     for batch in work.loader.epoch(stage.first_epoch + epoch, skip=position.batch):
-        set_rates(work.optimizer, work.step_of(position), work.steps, work.warmup, work.lr, tools.config)
+        set_rates(work.optimizer, work.step_of(position), work.steps, work.warmup, work.rate, tools.config)
         stopping = training_step(state, work, batch.to(tools.accelerator.device), tools)
         position.batch += 1
         tools.display.batch_done()
@@ -159,7 +164,7 @@ def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) 
     with tools.accelerator.autocast():
         losses = work.objective(state.model, batch)
     finite = bool(sum(losses.tasks.values(), torch.zeros(())).isfinite())
-    bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator)
+    bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator.device)
     if bad:
         work.guard.skip(batch, losses.tasks)
     elif losses.tasks:
@@ -176,7 +181,7 @@ def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools)
     """Sum over processes, clip, step, average."""
     if any(parameter.grad is not None for parameter in work.parameters):
         work.scaler.unscale_(work.optimizer)
-        sum_gradients(work.parameters, tools.accelerator)
+        sum_gradients(work.parameters)
         norm = clip_gradients(work.parameters, tools.config)
         # In half precision an infinite gradient is the scaler's affair: it skips the step and lowers its scale.
         if norm.isfinite() or work.scaler.is_enabled():
@@ -211,6 +216,9 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
         match_adapters(state.model, teacher, (batch.to(tools.accelerator.device) for batch in batches))
         state.ema.settle(state.model, state.model.state_dict())
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
+    if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
+        for line in teacher_reports(work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config):
+            tools.display.say(line)
     if stage.number == 0 and tools.accelerator.is_main_process and tools.store is None:
         first = next(work.loader.epoch(0))
         save_image(draw_batch(first, state.model.names), state.run.out / "train_batch.jpg")
@@ -221,13 +229,15 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
     config, position = tools.config, state.position
     position.epoch, position.batch = position.epoch + 1, 0
     row: Row = {"epoch": stage.first_epoch + position.epoch, "stage": stage.name}
-    row |= state.means.means()
+    row |= mean_over_processes(state.means.means(), tools.accelerator.device)
     state.means = Means()
     work.balancer.end_epoch()
     if not tools.accelerator.is_main_process:
         return
     if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
         row |= judged(tools.judge, state.ema.model, tools.val_split, tools.store, config)
+    if work.distiller is not None:
+        work.distiller.end_epoch(row.get("fitness"))
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
     state.run.add(row)
     state.run.keep_weights(state.model, state.ema.model, row)
@@ -240,7 +250,6 @@ def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
     state.position = Position(stage=stage.number + 1)
     if not tools.accelerator.is_main_process:
         return
-    state.run.plot()
     shown = tools.val_split is not None and takes_images(state.model)
     if tools.judge is not None and tools.judge.compare is not None and shown:
         picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)

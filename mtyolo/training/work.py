@@ -16,11 +16,13 @@ from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
+from mtyolo.distill.objective import Distiller
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.training.alignment import make_align, without_labels
 from mtyolo.training.checkpoints import Position
+from mtyolo.training.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
 from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import Losses, Objective, TasksObjective
@@ -47,6 +49,13 @@ class StageWork:
     epochs: int
     accumulate: int
     warmup_epochs: float
+    distiller: Distiller | None = None
+
+    @property
+    def rate(self) -> float:
+        """The stage's learning rate, as far as teachers leave it."""
+        rule = self.distiller.rule if self.distiller is not None else None
+        return self.lr * (rule.factor if rule is not None else 1.0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,11 +85,15 @@ class StageWork:
         return (batch + 1) % self.accumulate == 0 or batch + 1 == len(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in ("balancer", "optimizer", "scaler")}
+        return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"balancer": self.balancer, "optimizer": self.optimizer, "scaler": self.scaler}
+        return parts if self.distiller is None else parts | {"distiller": self.distiller.progress}
 
 
 def make_work(
@@ -98,20 +111,31 @@ def make_work(
     split = without_labels(split) if aligns else split
     tasks = ("align",) if aligns else _tasks(stage, model, split)
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
-    return StageWork(
-        objective=make_align(model, stage.config.arguments, accelerator.device)
+    distiller = stage_distiller(stage, model, split, config, store, accelerator)
+    learned = list(distiller.parameters()) if distiller is not None else []
+    objective: Objective = (
+        make_align(model, stage.config.arguments, accelerator.device)
         if aligns
-        else TasksObjective(tasks, config.gains, split.sigmas),
+        else TasksObjective(tasks, config.gains, split.sigmas)
+    )
+    optimizer = make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer)
+    if isinstance(objective, TasksObjective) and distiller is not None:
+        objective, tasks = DistilledObjective(objective, distiller), (*tasks, DISTILL)
+    if learned:
+        optimizer.add_param_group({"params": learned, "scale": 1.0, "weight_decay": config.weight_decay})
+    return StageWork(
+        objective=objective,
         balancer=make_balancer(stage.config.balance or plan.balance, tasks, weights),
-        optimizer=make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
         loader=_loader(stage, split, config, store, accelerator),
         guard=NonFiniteGuard(model, split.records),
-        parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        parameters=[*(parameter for parameter in model.parameters() if parameter.requires_grad), *learned],
         lr=stage.config.lr or config.lr,
         epochs=stage.epochs,
         accumulate=config.accumulate,
         warmup_epochs=config.warmup_epochs,
+        distiller=distiller,
     )
 
 
@@ -124,7 +148,7 @@ def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:
             f"plan: stage {stage.name!r}: the model has no task {unknown!r}; it has {', '.join(model.tasks)}"
         )
     labelled = tuple(task for task in wanted if split.count(task))
-    if not labelled:
+    if not labelled and stage.config.distill is None:
         raise DataError(f"stage {stage.name!r}: no training image is labelled for {', '.join(wanted)}")
     return labelled
 
@@ -143,6 +167,7 @@ def _loader(
         loader,
         config.seed,
         views=stage.config.views,
+        repeat=repeats(stage),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )

@@ -1,0 +1,106 @@
+"""What a stage may say about teachers: its key `distill`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mtyolo.config.model import Positive, Strict
+
+Weight = Annotated[float, Field(ge=0)]
+
+OUTPUT_TERM = Literal["mse", "kl", "soft", "scaled", "masks", "keypoints"]
+FEATURE_METHOD = Literal["fitnets", "spatial", "channel", "cwd", "mgd", "gradient"]
+
+
+class FeatureConfig(Strict):
+    """One loss between feature maps, at one or several layers."""
+
+    method: FEATURE_METHOD
+    layers: Literal["neck"] | list[int] | dict[int, int] = "neck"
+    """neck: what the branches take, fine to coarse; layer numbers of both models; or the student's: the teacher's."""
+    levels: list[Weight] | None = None
+    """Weights in the order of the layers, fine to coarse. Default: 1 each."""
+    weight: Weight | None = None
+    """Default: what the method's authors take."""
+
+    @model_validator(mode="after")
+    def _gradients_come_from_the_neck(self) -> FeatureConfig:
+        if self.method == "gradient" and self.layers != "neck":
+            raise ValueError("gradient is computed at what the branches take: layers: neck")
+        return self
+
+
+PER_LEVEL = (
+    FeatureConfig(method="fitnets", levels=[0.4, 0, 0], weight=1),
+    FeatureConfig(method="spatial", levels=[0.4, 0, 0]),
+    FeatureConfig(method="gradient", levels=[0, 0.3, 0]),
+    FeatureConfig(method="channel", levels=[0, 0, 0.3]),
+)
+"""The preset `per-level`: 0.4 / 0.3 / 0.3 for strides 8 / 16 / 32, with a kind of its own for each."""
+
+
+class GroupsConfig(Strict):
+    """Weights of box, objectness and classes within the terms over rows."""
+
+    box: Weight = 1.0
+    objectness: Weight = 1.0
+    classes: Weight = 1.0
+
+
+class TeacherConfig(Strict):
+    """One teacher and what is learned from it."""
+
+    weights: str
+    """Weights that mtyolo wrote, an official .pt, an ultralytics detect, segment or pose .pt, a file of its tensors
+    (then name `graph`), or a folder of saved outputs."""
+    graph: str | None = None
+    """For plain tensors: the ultralytics YAML that they belong to, such as yolov8n.yaml."""
+    size: Positive | None = None
+    """Side of the teacher's input in pixels. Default: the student's."""
+    classes: Literal["by-name", "by-number"] | dict[str, str] = "by-name"
+    """How the student's classes are found among the teacher's; or the student's name: the teacher's, for those that
+    differ."""
+    output: dict[OUTPUT_TERM, Weight] = {}
+    """Losses between raw outputs, with weights."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of kl."""
+    groups: GroupsConfig = GroupsConfig()
+    features: list[FeatureConfig] | Literal["per-level"] = []
+    """Losses between feature maps."""
+    cache: bool | Positive = False
+    """true: outputs stay on disk; for pictures without random augmentation. A number: for so many draws of the
+    augmentation, which then repeat."""
+    folder: str | None = None
+    """Of the cache. Default: runs/teachers/<what the teacher is>."""
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> TeacherConfig:
+        if not self.output and not self.features:
+            raise ValueError("this teacher teaches nothing: give output, for example {scaled: 1}, or features")
+        return self
+
+    @property
+    def feature_terms(self) -> tuple[FeatureConfig, ...]:
+        return PER_LEVEL if self.features == "per-level" else tuple(self.features)  # type: ignore[arg-type]
+
+
+class DistillConfig(Strict):
+    """Teachers of a stage, and how they are weighed against the labels."""
+
+    teachers: Annotated[list[TeacherConfig], Field(min_length=1)]
+    schedule: Literal["constant", "phases", "linear", "cosine"] = "constant"
+    """phases: soft/hard 0.3/0.7 for the first fifth of the stage, 0.7/0.3 for three fifths, 0.5/0.5 for the last.
+    linear, cosine: from 0.9/0.1 to 0.1/0.9."""
+    soft: Weight = 1.0
+    hard: Weight = 1.0
+    """Factors of teachers' terms and of labels' losses; the schedule multiplies them. hard: 0: no label is read."""
+    ramp: Weight = 0.0
+    """Epochs over which the teachers' terms come in: min(1, epoch / ramp); 10 is the published value."""
+    three_times: bool = False
+    """Halve the learning rate after an epoch whose distillation loss exceeds three times the teacher's task loss."""
+    dynamic: bool = False
+    """Try each term at half its weight for an epoch in turn, and keep what the validation metric says."""
+    check: bool = True
+    """Validate teachers first, and warn of one that is not at least 5 points better than the student."""

@@ -1,0 +1,134 @@
+"""Losses on features, at the layers and with the weights that a plan names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtyolo.config.distill import FeatureConfig, TeacherConfig
+from mtyolo.config.training import LossGains
+from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
+from mtyolo.distill.lessons import Opened, layer_pairs
+from mtyolo.distill.teachers import Lesson, Teacher, layer_of
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.structures import Outputs, Targets
+from mtyolo.tasks import compute_losses, official_gains
+
+
+class Pair(NamedTuple):
+    """Layers that belong together."""
+
+    student: int
+    teacher: int
+    weight: float
+
+
+class FeatureTerm(nn.Module):
+    """One method at one or several layers; the weighted sum."""
+
+    def __init__(self, name: str, pairs: Sequence[Pair], losses: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.name = name
+        self.pairs = list(pairs)
+        self.losses = nn.ModuleList(losses)
+
+    @property
+    def student_layers(self) -> list[int]:
+        return [pair.student for pair in self.pairs]
+
+    def forward(
+        self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], lesson: Lesson, targets: Targets
+    ) -> Tensor:
+        """seen: the student's layer -> its output in this pass."""
+        return self._sum({n: features.float() for n, features in seen.items()}, lesson.features)
+
+    def _sum(self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor]) -> Tensor:
+        values = [
+            pair.weight * loss(student[pair.student], teacher[pair.teacher])
+            for pair, loss in zip(self.pairs, self.losses, strict=True)
+        ]
+        return torch.stack(values).sum()
+
+
+class GradientTerm(FeatureTerm):
+    """The same on gradients of the detection loss with respect to the features; zero without labels.
+
+    The student's gradient is itself differentiated: a second backward pass through its branch.
+    """
+
+    def __init__(self, name: str, pairs: Sequence[Pair], losses: Sequence[nn.Module], teacher: Teacher) -> None:
+        super().__init__(name, pairs, losses)
+        # In a list, so that the teacher is no part of what trains.
+        self._teacher = [teacher]
+
+    def forward(
+        self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], lesson: Lesson, targets: Targets
+    ) -> Tensor:
+        if not bool(targets.labelled["detect"].any()) or not len(targets.classes):
+            return outputs.detect[0].new_zeros(())
+        wanted = [seen[pair.student] for pair in self.pairs]
+        loss = detection_loss(model, outputs, targets)
+        own = torch.autograd.grad(loss, wanted, create_graph=True)
+        student = {pair.student: gradient.float() for pair, gradient in zip(self.pairs, own, strict=True)}
+        return self._sum(student, self._teachers_gradients(lesson, targets))
+
+    def _teachers_gradients(self, lesson: Lesson, targets: Targets) -> dict[int, Tensor]:
+        source = self._teacher[0].source
+        assert isinstance(source, Model)
+        fused = {number: features.detach().requires_grad_() for number, features in lesson.features.items()}
+        with torch.enable_grad():
+            by_stride = {source.graph.levels[number].stride: features for number, features in fused.items()}
+            maps = source.branches["detect"]({stride: by_stride[stride] for stride in source.strides})
+            loss = detection_loss(source, Outputs({}, {}, maps), targets)
+        return dict(zip(fused, torch.autograd.grad(loss, list(fused.values()), allow_unused=True), strict=True))
+
+
+def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:
+    """Sized from both sides. Raises ConfigError for layers that are not there, or weights that do not fit."""
+    return [_term(one, config, student, opened) for one in config.feature_terms]
+
+
+def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened: Opened) -> FeatureTerm:
+    found = layer_pairs(config, student, opened.neck)
+    weights = config.levels or [1.0] * len(found)
+    if len(weights) != len(found):
+        raise ConfigError(
+            f"distill: features: {config.method} has {len(weights)} levels, but {len(found)} layers; give one each"
+        )
+    scale = PUBLISHED_WEIGHTS[config.method] if config.weight is None else config.weight
+    pairs = [Pair(*pair, weight * scale) for pair, weight in zip(found, weights, strict=True) if weight]
+    losses = []
+    for pair in pairs:
+        layer_of(student, pair.student)
+        if pair.teacher not in opened.channels:
+            raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}")
+        own = student.graph.levels[pair.student].channels
+        losses.append(FEATURE_LOSSES[config.method](own, opened.channels[pair.teacher]))
+    if config.method != "gradient":
+        return FeatureTerm(config.method, pairs, losses)
+    return GradientTerm(config.method, pairs, losses, _with_own_head(teacher, student, opened))
+
+
+def _with_own_head(config: TeacherConfig, student: Model, opened: Opened) -> Teacher:
+    """The teacher whose head the labels are pushed through."""
+    teacher = opened.teacher
+    if teacher is None or not isinstance(teacher.source, Model) or config.size is not None:
+        raise ConfigError(
+            f"teacher {config.weights}: gradient pushes the labels through the teacher's own head: it needs a YOLOv5 "
+            "model at the student's size, not saved outputs or another family"
+        )
+    if teacher.columns != tuple(range(len(teacher.source.names))):
+        raise ConfigError(f"teacher {config.weights}: gradient needs the student's classes, in the student's order")
+    return teacher
+
+
+def detection_loss(model: Model, outputs: Outputs, targets: Targets) -> Tensor:
+    """The official loss of maps in the model's layout, a mean over images."""
+    size = outputs.detect[0].shape[2] * model.strides[0]
+    gains = official_gains(LossGains(), classes=len(model.names), size=size, levels=len(model.strides))
+    found = compute_losses(("detect",), outputs, targets, model.anchors, model.strides, gains)
+    return torch.stack(list(found["detect"].values())).sum() / len(outputs.detect[0])

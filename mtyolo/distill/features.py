@@ -1,0 +1,141 @@
+"""Losses between feature maps of student and teacher. Each is a small module that brings along what it must learn.
+
+All take the student's map [B, C, h, w] and the teacher's [B, C', H, W]; the student's is projected to the teacher's
+channels by a 1x1 convolution where they differ, and resized bilinearly where sizes differ. What is learned here trains
+with the student and stays behind when the student is saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CWD_TEMPERATURE = 1.0
+"""For necks of detectors, in the authors' configurations; for segmentation logits they take 4."""
+MGD_MASKED = 0.65
+"""Fraction of positions that are hidden, for one-stage detectors, in the authors' configurations."""
+
+
+class FitNets(nn.Module):
+    """Mean squared difference. Romero et al. 2015, arXiv:1412.6550."""
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.projector = make_projector(student, teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(resized(self.projector(student), teacher), teacher)
+
+
+class SpatialAttention(nn.Module):
+    """Where a map is active: sum of squares over channels, over positions of length 1; mean squared difference.
+
+    Zagoruyko and Komodakis 2017, arXiv:1612.03928. Needs no projector.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(self._attention(resized(student, teacher)), self._attention(teacher))
+
+    @staticmethod
+    def _attention(features: Tensor) -> Tensor:
+        return F.normalize(features.square().sum(1).flatten(1))
+
+
+class ChannelAttention(nn.Module):
+    """Which channels are active: their means over positions, of length 1; mean squared difference.
+
+    The channel counterpart of attention transfer; squeezed as in Hu et al. 2018, arXiv:1709.01507.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.projector = make_projector(student, teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(F.normalize(self.projector(student).mean((2, 3))), F.normalize(teacher.mean((2, 3))))
+
+
+class ChannelWise(nn.Module):
+    """Each channel as a distribution over positions: T^2 times the divergence, a mean over channels and images.
+
+    Shu et al. 2021, arXiv:2011.13256.
+    """
+
+    def __init__(self, student: int, teacher: int, temperature: float = CWD_TEMPERATURE) -> None:
+        super().__init__()
+        self.projector = make_projector(student, teacher)
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        found = resized(self.projector(student), teacher).flatten(2) / self.temperature
+        wanted = teacher.flatten(2) / self.temperature
+        divergence = F.kl_div(found.log_softmax(2), wanted.log_softmax(2), reduction="none", log_target=True).sum(2)
+        return self.temperature**2 * divergence.mean()
+
+
+class MaskedGeneration(nn.Module):
+    """The teacher's map generated from the student's with most positions hidden; squared difference, summed over
+    channels and positions, a mean over images.
+
+    Yang et al. 2022, arXiv:2205.01529.
+    """
+
+    def __init__(self, student: int, teacher: int, masked: float = MGD_MASKED) -> None:
+        super().__init__()
+        self.projector = make_projector(student, teacher)
+        self.generator = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
+        )
+        self.masked = masked
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        found = resized(self.projector(student), teacher)
+        shown = torch.rand(found[:, :1].shape, device=found.device) >= self.masked
+        return (self.generator(found * shown) - teacher).square().sum((1, 2, 3)).mean()
+
+
+class GradientSimilarity(nn.Module):
+    """1 - cosine of two gradients, each image's as one vector, a mean over images.
+
+    To be called with the gradients of the task loss on the features, not with the features: what a model would change
+    says what it looks at. Du et al. 2018, arXiv:1812.02224, for the cosine as a measure of agreement.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.projector = make_projector(student, teacher)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        found = resized(self.projector(student), teacher).flatten(1)
+        return (1 - F.cosine_similarity(found, teacher.flatten(1), eps=1e-12)).mean()
+
+
+FEATURE_LOSSES: dict[str, type[nn.Module]] = {
+    "fitnets": FitNets,
+    "spatial": SpatialAttention,
+    "channel": ChannelAttention,
+    "cwd": ChannelWise,
+    "mgd": MaskedGeneration,
+    "gradient": GradientSimilarity,
+}
+
+PUBLISHED_WEIGHTS = {"fitnets": 1.0, "spatial": 1000.0, "channel": 1.0, "cwd": 5.0, "mgd": 2e-5, "gradient": 1.0}
+"""What authors multiply their loss with: attention transfer's beta (over mean squares), CWD and MGD on detectors."""
+
+
+def make_projector(student: int, teacher: int) -> nn.Module:
+    """From the student's channels to the teacher's; nothing where they agree, so that equal maps have no distance.
+
+    Without a bias, so that it maps gradients as it maps features.
+    """
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=False)
+
+
+def resized(features: Tensor, like: Tensor) -> Tensor:
+    if features.shape[-2:] == like.shape[-2:]:
+        return features
+    return F.interpolate(features, like.shape[-2:], mode="bilinear")

@@ -1,0 +1,82 @@
+"""From what a plan says about a teacher to a source of lessons: a model, a model with a cache, or saved outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtyolo.config.distill import FeatureConfig, TeacherConfig
+from mtyolo.config.model import resolve_beside
+from mtyolo.distill.saved import SavedLessons, card_of, default_folder, is_saved, saved_channels, student_card
+from mtyolo.distill.teachers import Lesson, Teacher, neck_of, open_teacher
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+
+
+class Lessons(Protocol):
+    """From pictures [B, 3, H, W] uint8 to what a teacher says about them."""
+
+    def __call__(self, images: Tensor) -> Lesson: ...
+
+
+class LiveLessons:
+    """The teacher is asked about every batch."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def __call__(self, images: Tensor) -> Lesson:
+        return self.teacher.lesson(images.float().div_(255).contiguous(memory_format=torch.channels_last))
+
+
+class Opened:
+    """A teacher as a plan names it. `teacher` is None for saved outputs. channels: of its recorded layers."""
+
+    def __init__(
+        self, lessons: Lessons, teacher: Teacher | None, neck: Sequence[int], channels: dict[int, int]
+    ) -> None:
+        self.lessons = lessons
+        self.teacher = teacher
+        self.neck = tuple(neck)
+        self.channels = channels
+
+
+def open_lessons(config: TeacherConfig, student: Model, imgsz: int, device: torch.device) -> Opened:
+    """Raises ConfigError, CheckpointError or StoreError where teacher, files and student do not fit."""
+    folder = Path(config.weights)
+    if is_saved(folder):
+        channels = saved_channels(folder)
+        lessons = SavedLessons(folder, student_card(student, imgsz), None)
+        return Opened(lessons, None, tuple(channels), channels)
+    teacher = open_teacher(config, student, imgsz).to(device)
+    neck = neck_of(teacher.source)
+    pairs = [pair for term in config.feature_terms for pair in layer_pairs(term, student, neck)]
+    channels = teacher.record([of_teacher for _, of_teacher in pairs])
+    return Opened(_lessons(config, teacher, imgsz), teacher, neck, channels)
+
+
+def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int) -> Lessons:
+    if not config.cache:
+        return LiveLessons(teacher)
+    weights = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
+    card = card_of(teacher, weights, imgsz)
+    return SavedLessons(Path(config.folder) if config.folder else default_folder(card), card, teacher)
+
+
+def layer_pairs(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers of layers of student and teacher that belong together, in the plan's order."""
+    if config.layers == "neck":
+        own = neck_of(student)
+        if len(own) != len(teacher_neck):
+            raise ConfigError(
+                f"distill: features: the student's neck has {len(own)} levels, the teacher's {len(teacher_neck)}; "
+                "name the layers that belong together, layers: {17: 15, …}"
+            )
+        return list(zip(own, teacher_neck, strict=True))
+    if isinstance(config.layers, dict):
+        return list(config.layers.items())
+    return [(number, number) for number in config.layers]

@@ -1,0 +1,211 @@
+"""What a student learns from its teachers in a step: named terms, which join the task losses as one more loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtyolo.config.distill import DistillConfig, TeacherConfig
+from mtyolo.distill import outputs as losses
+from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
+from mtyolo.distill.layout import geometry
+from mtyolo.distill.lessons import Opened, open_lessons
+from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
+from mtyolo.distill.teachers import layer_of, layout_of, recording
+from mtyolo.errors import ConfigError
+from mtyolo.model import Model
+from mtyolo.structures import Outputs, Targets
+from mtyolo.tasks.keypoint.loss import default_sigmas
+from mtyolo.tasks.maps import joined_rows
+
+BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
+"""What a term needs from both models; all others need detect."""
+
+
+@dataclass
+class Exchange:
+    """Raw outputs of both on the same pictures, and what the terms make of them, each computed once."""
+
+    model: Model
+    config: TeacherConfig
+    student: Outputs
+    teacher: Outputs
+    size: tuple[int, int]
+    sigmas: Tensor | None
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """[B, R, 5 + classes] of student and teacher."""
+        return joined_rows(self.student.detect).float(), joined_rows(self.teacher.detect).float()
+
+    @cached_property
+    def groups(self) -> losses.Groups:
+        return losses.Groups(**self.config.groups.model_dump())
+
+    @cached_property
+    def picks(self) -> losses.Picks:
+        return losses.confident(self.rows[1], geometry(layout_of(self.model), self.size))
+
+    def masks(self) -> Tensor:
+        assert self.student.segment is not None
+        assert self.teacher.segment is not None
+        return losses.mask_divergence(self.student.segment, self.teacher.segment, self.picks, self.size)
+
+    def keypoints(self) -> Tensor:
+        assert self.student.keypoint is not None
+        assert self.teacher.keypoint is not None
+        points = joined_rows(self.student.keypoint), joined_rows(self.teacher.keypoint)
+        sigmas = default_sigmas(self.model.keypoints or 0) if self.sigmas is None else self.sigmas
+        return losses.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
+
+
+OUTPUT_TERMS: dict[str, Callable[[Exchange], Tensor]] = {
+    "mse": lambda exchange: losses.logit_mse(*exchange.rows, exchange.groups),
+    "kl": lambda exchange: losses.bernoulli_kl(*exchange.rows, exchange.config.temperature, exchange.groups),
+    "soft": lambda exchange: losses.soft_bce(*exchange.rows, exchange.groups),
+    "scaled": lambda exchange: losses.objectness_scaled(*exchange.rows, exchange.groups),
+    "masks": Exchange.masks,
+    "keypoints": Exchange.keypoints,
+}
+
+
+@dataclass
+class Course:
+    """One teacher, what it says, and what is learned from it."""
+
+    config: TeacherConfig
+    opened: Opened
+    features: list[FeatureTerm]
+
+    @property
+    def name(self) -> str:
+        return Path(self.config.weights).stem
+
+    @property
+    def terms(self) -> list[str]:
+        return [*self.config.output, *(term.name for term in self.features)]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the teacher must be good at."""
+        return tuple(dict.fromkeys(BRANCH_OF.get(term, "detect") for term in self.config.output)) or ("detect",)
+
+
+class Distiller(nn.Module):
+    """The teachers of a stage. Its own parameters are the projectors: they train with the student, and are not saved
+    with it."""
+
+    def __init__(self, config: DistillConfig, courses: Sequence[Course], student: Model, sigmas: Tensor | None) -> None:
+        super().__init__()
+        self.config = config
+        self.courses = list(courses)
+        self.sigmas = sigmas
+        self.learned = nn.ModuleList(nn.ModuleList(course.features) for course in courses)
+        self.watched = {
+            number: layer_of(student, number)
+            for course in courses
+            for term in course.features
+            for number in term.student_layers
+        }
+        self.names = _names(self.courses)
+        self.rule = ThreeTimesRule() if config.three_times else None
+        self.dynamic = DynamicWeights([name for names in self.names for name in names]) if config.dynamic else None
+        self.weights = Weights(config.soft, config.hard)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Epochs of the stage, counted from 0."""
+        self.weights = weights_at(self.config, epoch, epochs)
+
+    def end_epoch(self, fitness: object) -> None:
+        """fitness: of the validation, where there was one."""
+        if self.rule is not None:
+            self.rule.end_epoch()
+        if self.dynamic is not None and isinstance(fitness, float):
+            self.dynamic.judge(fitness)
+
+    def watching(self) -> AbstractContextManager[dict[int, Tensor]]:
+        """Around the student's forward pass: gives the outputs of the layers that terms look at."""
+        return recording(self.watched)
+
+    def forward(
+        self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], images: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Term -> scalar, weighted as its teacher's config says; a mean over images. images: [B, 3, H, W] uint8."""
+        found: dict[str, Tensor] = {}
+        for course, names in zip(self.courses, self.names, strict=True):
+            lesson = course.opened.lessons(images)
+            exchange = Exchange(
+                model, course.config, outputs, lesson.outputs, (images.shape[-2], images.shape[-1]), self.sigmas
+            )
+            values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
+            values += [term(model, outputs, seen, lesson, targets) for term in course.features]
+            found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}
+            if self.rule is not None and "detect" in course.tasks:
+                own = sum(float(value) for value in values)
+                self.rule.add(own, float(detection_loss(model, lesson.outputs, targets)))
+        return found
+
+    def _factor(self, name: str) -> float:
+        return 1.0 if self.dynamic is None else self.dynamic.factors[name]
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self)
+
+
+class Progress:
+    """All of a distiller that a bit-exact continuation needs; not the teachers."""
+
+    def __init__(self, distiller: Distiller) -> None:
+        self.distiller = distiller
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"learned": self.distiller.learned, "rule": self.distiller.rule, "dynamic": self.distiller.dynamic}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, saved in state.items():
+            getattr(self.distiller, name).load_state_dict(saved)
+
+
+def make_distiller(
+    config: DistillConfig, student: Model, *, imgsz: int, device: torch.device, sigmas: Sequence[float] | None = None
+) -> Distiller:
+    """Open a stage's teachers. Raises ConfigError where teacher and student do not fit, before anything is trained."""
+    courses = []
+    for one in config.teachers:
+        _check_branches(one, student)
+        opened = open_lessons(one, student, imgsz, device)
+        courses.append(Course(one, opened, make_feature_terms(one, student, opened)))
+    points = None if sigmas is None else torch.tensor(sigmas, device=device)
+    return Distiller(config, courses, student, points).to(device)
+
+
+def _check_branches(config: TeacherConfig, student: Model) -> None:
+    for term in config.output:
+        branch = BRANCH_OF.get(term, "detect")
+        if branch not in student.tasks:
+            raise ConfigError(
+                f"distill: {term} teaches the student's {branch} branch, which it does not have; add {branch} to the "
+                "model's tasks, or leave the term out"
+            )
+
+
+def _names(courses: Sequence[Course]) -> list[list[str]]:
+    """distill.<term>; with the teacher's name behind it where several teach the same."""
+    counts = Counter(term for course in courses for term in course.terms)
+    return [
+        [f"distill.{term}" if counts[term] == 1 else f"distill.{term}.{course.name}" for term in course.terms]
+        for course in courses
+    ]
+
+
+__all__ = ["Course", "Distiller", "make_distiller"]

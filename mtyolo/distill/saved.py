@@ -1,0 +1,164 @@
+"""Outputs of a teacher on disk: a picture that was seen once costs a read, not a forward pass.
+
+A folder holds `teacher.json`, which says what made it, and a file a picture, whose name is the hash of
+the pixels as the student gets them: whatever geometry or augmentation made them, a file never belongs to other pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtyolo.distill.teachers import Lesson, Teacher
+from mtyolo.errors import DataError, StoreError
+from mtyolo.model import Model
+from mtyolo.structures import MaskOutputs, Outputs
+
+CARD = "teacher.json"
+FORMAT = "mtyolo-teacher/1"
+KEY_BYTES = 16
+ROOT = Path("runs/teachers")
+
+
+class SavedLessons:
+    """A folder of lessons. card: what made them, compared with what the folder says.
+
+    teacher: computes what is not there, and it is written; without one, a missing picture is an error.
+    Raises StoreError where the folder holds other outputs.
+    """
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], teacher: Teacher | None) -> None:
+        self.folder = folder
+        self.teacher = teacher
+        if teacher is not None and not (folder / CARD).exists():
+            _write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
+        _check(folder, card)
+
+    def __call__(self, images: Tensor) -> Lesson:
+        """images: [B, 3, H, W] uint8. Float32 on the images' device, from half precision on the disk."""
+        paths = [self.folder / f"{key}.safetensors" for key in keys_of(images)]
+        missing = [number for number, path in enumerate(paths) if not path.exists()]
+        if missing:
+            self._compute(images[missing], [paths[number] for number in missing])
+        return _lesson([_read(path) for path in paths], images.device)
+
+    def _compute(self, images: Tensor, paths: list[Path]) -> None:
+        if self.teacher is None:
+            raise DataError(
+                f"{self.folder}: has no outputs for one of the pictures ({paths[0].stem}); save outputs of these very "
+                "pictures: same size, and no random augmentation"
+            )
+        tensors = _named(self.teacher.lesson(images.float() / 255))
+        for number, path in enumerate(paths):
+            one = {name: tensor[number].half().cpu().contiguous() for name, tensor in tensors.items()}
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file(one, temporary)
+            os.replace(temporary, path)
+
+
+def keys_of(images: Tensor) -> list[str]:
+    """Names of pictures [B, 3, H, W] uint8: BLAKE2b of height, width and the pixels, row by row, RGB."""
+    rows = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    shape = f"{rows.shape[1]}x{rows.shape[2]}:".encode()
+    return [hashlib.blake2b(shape + row.tobytes(), digest_size=KEY_BYTES).hexdigest() for row in rows]
+
+
+def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
+    """What makes a teacher's outputs what they are, in the student's layout."""
+    return {
+        "format": FORMAT,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "size": teacher.size or imgsz,
+        "columns": list(teacher.columns),
+        "layers": list(teacher.recorded),
+    } | student_card(teacher, imgsz)
+
+
+def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:
+    """The part that the student and the run ask for. student: a model, or a teacher in its layout."""
+    return {
+        "names": [student.names[number] for number in sorted(student.names)],
+        "strides": list(student.strides),
+        "anchors": [[[round(v, 4) for v in pair] for pair in level] for level in student.anchors.tolist()],
+        "student_size": imgsz,
+        "preprocessing": "RGB, letterboxed, grey 114",
+    }
+
+
+def default_folder(card: Mapping[str, Any]) -> Path:
+    return ROOT / hashlib.sha256(json.dumps(dict(card), sort_keys=True).encode()).hexdigest()[:KEY_BYTES]
+
+
+def is_saved(folder: Path) -> bool:
+    return (folder / CARD).is_file()
+
+
+def saved_channels(folder: Path) -> dict[int, int]:
+    """Channels of the feature maps that a folder holds, by the teacher's layer."""
+    some = next(folder.glob("*.safetensors"), None)
+    named = {} if some is None else _read(some)
+    return {int(name.split(".")[1]): len(tensor) for name, tensor in named.items() if name.startswith("feature.")}
+
+
+def _check(folder: Path, card: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder}: no saved outputs of a teacher: {CARD}: {error}") from None
+    differs = next((key for key in card if found.get(key) != card[key]), None)
+    if differs:
+        raise StoreError(
+            f"{folder}: holds outputs with {differs} {_short(found.get(differs))}, this run needs "
+            f"{_short(card[differs])}; give another folder, or remove this one"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "…"
+
+
+def _named(lesson: Lesson) -> dict[str, Tensor]:
+    outputs, segment = lesson.outputs, lesson.outputs.segment
+    named = {f"detect.{number}": level for number, level in enumerate(outputs.detect)}
+    if segment is not None:
+        named |= {f"coefficients.{number}": level for number, level in enumerate(segment.coefficients)}
+        named["prototypes"] = segment.prototypes
+    named |= {f"keypoint.{number}": level for number, level in enumerate(outputs.keypoint or [])}
+    return named | {f"feature.{number}": features for number, features in lesson.features.items()}
+
+
+def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
+    named = {name: torch.stack([one[name] for one in pictures]).to(device).float() for name in pictures[0]}
+
+    def levels(kind: str) -> list[Tensor]:
+        found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}
+        return [found[f"{kind}.{number}"] for number in range(len(found))]
+
+    segment = MaskOutputs(levels("coefficients"), named["prototypes"]) if "prototypes" in named else None
+    outputs = Outputs({}, {}, levels("detect"), segment, levels("keypoint") or None)
+    features = {int(name.split(".")[1]): tensor for name, tensor in named.items() if name.startswith("feature.")}
+    return Lesson(outputs, features)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path}: damaged: {error}; remove it, it will be made again") from None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

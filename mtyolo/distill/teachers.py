@@ -1,0 +1,286 @@
+"""Teachers: any model as a source of raw outputs and features in the student's layout, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtyolo.checkpoint import load
+from mtyolo.config.distill import TeacherConfig
+from mtyolo.config.model import resolve_beside
+from mtyolo.config.reading import nearest
+from mtyolo.distill.layout import (
+    Cells,
+    Layout,
+    Shape,
+    cells_of,
+    choose_classes,
+    from_scores,
+    points_in_pixels,
+    to_layout,
+)
+from mtyolo.errors import ConfigError
+from mtyolo.graph.families import BOX_VALUES, FamilyModel, FamilyOutputs, is_family, open_family
+from mtyolo.model import Model
+from mtyolo.structures import MaskOutputs, Outputs
+from mtyolo.tasks.detect.decode import decode
+from mtyolo.tasks.keypoint.branch import POINT_VALUES
+
+Source = Model | FamilyModel
+
+COARSEST_FAMILY_STRIDE = 32
+
+CLASSLESS_TERMS = {"masks", "keypoints"}
+"""A teacher of people can teach points to a student that knows more than people."""
+
+
+class Lesson(NamedTuple):
+    """What a teacher says about a batch."""
+
+    outputs: Outputs  # in the student's layout; `adapted` and `fused` are empty
+    features: dict[int, Tensor]  # number of the teacher's layer -> [B, C, H, W]
+
+
+class Teacher(nn.Module):
+    """A frozen model that speaks the student's layout; to a validation it is a model like any other.
+
+    columns: for each class of the student, the teacher's; None where it knows none.
+    size: side of the teacher's input, by default the images' own.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        student: Model,
+        columns: Sequence[int | None],
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source.requires_grad_(False).eval()
+        self.columns = tuple(columns)
+        self.size = size
+        self.names = dict(student.names)
+        self.layout = layout_of(student)
+        self.recorded: dict[int, nn.Module] = {}
+        self.tasks, self.keypoints = _abilities(source)
+
+    @property
+    def strides(self) -> list[int]:
+        return list(self.layout.strides)
+
+    @property
+    def anchors(self) -> Tensor:
+        return self.layout.anchors
+
+    @property
+    def largest_stride(self) -> int:
+        return self.source.largest_stride if isinstance(self.source, Model) else COARSEST_FAMILY_STRIDE
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    def record(self, layers: Sequence[int]) -> dict[int, int]:
+        """From now on lessons have the outputs of these layers. Returns their channels."""
+        self.recorded = {number: layer_of(self.source, number) for number in layers}
+        side = 2 * self.largest_stride
+        nothing = torch.zeros(1, 3, side, side, device=next(self.source.parameters()).device)
+        with torch.no_grad(), recording(self.recorded) as seen:
+            self.source(nothing)
+        return {number: features.shape[1] for number, features in seen.items()}
+
+    def decode(self, outputs: Outputs) -> Tensor:
+        return decode(outputs.detect, self.anchors, self.strides)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """images: [B, 3, H, W] RGB in 0..1, the student's."""
+        return self.lesson(images).outputs
+
+    @torch.no_grad()
+    def lesson(self, images: Tensor) -> Lesson:
+        """Outputs and features of a batch; computed in half precision on a GPU, given in single."""
+        own = self._own_pixels(images)
+        half = torch.autocast(images.device.type, torch.float16, enabled=images.device.type == "cuda")
+        with half, recording(self.recorded) as seen:
+            raw = self.source(own)
+        features = {number: features.detach().float() for number, features in seen.items()}
+        return Lesson(self._in_layout(raw, _shape(own), _shape(images)), features)
+
+    def _own_pixels(self, images: Tensor) -> Tensor:
+        if self.size is None or max(images.shape[-2:]) == self.size:
+            return images
+        scale = self.size / max(images.shape[-2:])
+        size = [round(side * scale) for side in images.shape[-2:]]
+        return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+
+    def _in_layout(self, raw: Outputs | FamilyOutputs, own: Shape, size: Shape) -> Outputs:
+        layout = self.layout._replace(anchors=self.layout.anchors.to(_device(raw)))
+        if isinstance(raw, Outputs):
+            assert isinstance(self.source, Model)
+            same = own == size and layout.equals(layout_of(self.source))
+            if same and set(self.columns) == set(range(len(self.source.names))):
+                return _reordered(raw, self.columns)
+            cells = _model_cells(raw, layout_of(self.source), own)
+            prototypes = None if raw.segment is None else raw.segment.prototypes
+        else:
+            assert isinstance(self.source, FamilyModel)
+            cells, prototypes = _family_cells(raw, self.source, own), raw.prototypes
+        chosen = {stride: choose_classes(level, self.columns) for stride, level in cells.items()}
+        outputs = to_layout(chosen, layout, size, size[0] / own[0])
+        if outputs.segment is None or prototypes is None:
+            return outputs._replace(segment=None)
+        return outputs._replace(segment=MaskOutputs(outputs.segment.coefficients, prototypes.float()))
+
+
+def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
+    """The model that a plan names, ready for the student.
+
+    Raises ConfigError where classes do not match or the input does not fit; CheckpointError for the file.
+    """
+    source = open_source(config)
+    all_needed = bool(set(config.output) - CLASSLESS_TERMS)
+    columns = class_columns(config, student.names, source.names, all_needed=all_needed)
+    teacher = Teacher(source, student, columns, config.size)
+    side = config.size or imgsz
+    if side % teacher.largest_stride:
+        raise ConfigError(
+            f"teacher {config.weights}: {side} pixels is no multiple of its largest stride {teacher.largest_stride}; "
+            "give it a size of its own"
+        )
+    return teacher
+
+
+def open_source(config: TeacherConfig) -> Source:
+    path = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
+    if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
+        return open_family(path, config.graph)
+    return load(path)
+
+
+def class_columns(
+    config: TeacherConfig, student: Mapping[int, str], teacher: Mapping[int, str], *, all_needed: bool
+) -> list[int | None]:
+    """For each class of the student its number at the teacher. Raises ConfigError for one that it does not know.
+
+    all_needed: false where only masks, keypoints or features are learned.
+    """
+    if config.classes == "by-number":
+        if len(student) != len(teacher):
+            raise ConfigError(
+                f"teacher {config.weights}: has {len(teacher)} classes, the student {len(student)}; by-number needs as "
+                "many: map names instead"
+            )
+        return list(range(len(student)))
+    renamed = config.classes if isinstance(config.classes, dict) else {}
+    unknown = next((name for name in renamed if name not in student.values()), None)
+    if unknown is not None:
+        raise ConfigError(f"teacher: classes: the student has no {unknown!r}; {nearest(unknown, student.values())}")
+    numbers = {name: number for number, name in teacher.items()}
+    columns = [numbers.get(renamed.get(student[number], student[number])) for number in sorted(student)]
+    missing = [student[number] for number, column in zip(sorted(student), columns, strict=True) if column is None]
+    if missing and (all_needed or (config.output and len(missing) == len(columns))):
+        raise ConfigError(
+            f"teacher {config.weights}: does not know {len(missing)} of {len(columns)} classes, first {missing[0]!r}; "
+            f"{nearest(missing[0], numbers)}; map names that differ with classes: {{{missing[0]}: its name}}"
+        )
+    return columns
+
+
+def layout_of(model: Model) -> Layout:
+    return Layout(tuple(model.strides), model.anchors)
+
+
+def neck_of(model: Source) -> tuple[int, ...]:
+    """Numbers of the layers that the branches take, fine to coarse."""
+    if isinstance(model, FamilyModel):
+        return model.neck
+    return tuple(sorted(model.graph.wanted, key=lambda number: model.graph.levels[number].stride))
+
+
+def layer_of(model: Source, number: int) -> nn.Module:
+    """Raises ConfigError for a layer that the model does not have, or that features replace."""
+    if isinstance(model, FamilyModel):
+        return model.layer(number)
+    layers = model.graph.layers
+    if str(number) not in layers:
+        raise ConfigError(f"distill: features: layer {number} is not built in this model; it has {', '.join(layers)}")
+    return layers[str(number)]
+
+
+@contextmanager
+def recording(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Outputs of these modules in the forward passes inside."""
+    seen: dict[int, Tensor] = {}
+
+    def keeper(number: int) -> object:
+        return lambda module, inputs, output: seen.__setitem__(number, output)
+
+    hooks = [module.register_forward_hook(keeper(number)) for number, module in modules.items()]  # type: ignore[arg-type]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _abilities(source: Source) -> tuple[tuple[str, ...], int | None]:
+    if isinstance(source, Model):
+        return source.tasks, source.keypoints
+    further = ("segment",) * source.has_masks + ("keypoint",) * (source.points is not None)
+    return ("detect", *further), source.points
+
+
+def _reordered(raw: Outputs, columns: Sequence[int | None]) -> Outputs:
+    """The same maps with classes in the student's order."""
+    order = [*range(5), *(5 + (column or 0) for column in columns)]
+    straight = order == list(range(len(order)))
+    maps = [level.float() if straight else level.float()[..., order] for level in raw.detect]
+    segment = raw.segment and MaskOutputs([c.float() for c in raw.segment.coefficients], raw.segment.prototypes.float())
+    return Outputs({}, {}, maps, segment, raw.keypoint and [level.float() for level in raw.keypoint])
+
+
+def _model_cells(raw: Outputs, layout: Layout, size: Shape) -> dict[int, Cells]:
+    cells = dict(zip(layout.strides, cells_of(raw.detect, layout, size), strict=True))
+    if raw.segment is not None:
+        for stride, level in zip(layout.strides, raw.segment.coefficients, strict=True):
+            cells[stride] = cells[stride]._replace(coefficients=level.float())
+    if raw.keypoint is not None:
+        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint, layout, size), strict=True):
+            cells[stride] = cells[stride]._replace(points=points)
+    return cells
+
+
+def _family_cells(raw: FamilyOutputs, source: FamilyModel, size: Shape) -> dict[int, Cells]:
+    """One row a cell, so one anchor: [B, 1, H, W, …]."""
+    classes, cells, start = len(source.names), {}, 0
+    for stride in source.strides:
+        height, width = size[0] // stride, size[1] // stride
+        rows = raw.rows[:, start : start + height * width].unflatten(1, (1, height, width))
+        start += height * width
+        boxes, scores, extra = rows.tensor_split((BOX_VALUES, BOX_VALUES + classes), -1)
+        level = from_scores(boxes, scores)
+        if source.has_masks:
+            level = level._replace(coefficients=extra)
+        if source.points is not None:
+            points = extra.unflatten(-1, (source.points, -1))
+            seen = (
+                points[..., 2:3].logit(eps=1e-6)
+                if points.shape[-1] == POINT_VALUES
+                else torch.full_like(points[..., :1], 9.0)
+            )
+            level = level._replace(points=torch.cat((points[..., :2], seen), -1).flatten(-2))
+        cells[stride] = level
+    return cells
+
+
+def _shape(images: Tensor) -> Shape:
+    return images.shape[-2], images.shape[-1]
+
+
+def _device(raw: Outputs | FamilyOutputs) -> torch.device:
+    return raw.detect[0].device if isinstance(raw, Outputs) else raw.rows.device

@@ -1,0 +1,110 @@
+"""Teachers in the training loop: one more loss beside those of the tasks, and a check before hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+
+from mtyolo.config.distill import DistillConfig
+from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.records import Split
+from mtyolo.distill.objective import Course, Distiller, make_distiller
+from mtyolo.errors import ConfigError
+from mtyolo.features.reader import FeatureStore
+from mtyolo.model import Model
+from mtyolo.structures import Batch
+from mtyolo.training.judging import Judge
+from mtyolo.training.objectives import Losses, TasksObjective, forward
+from mtyolo.training.stages import Stage
+
+DISTILL = "distill"
+"""The name that a balancer and the results know."""
+
+LEAD = 0.05
+"""A teacher that is better by less than this teaches its own mistakes, mostly."""
+
+
+class DistilledObjective:
+    """The tasks' losses and the teachers' terms on one forward pass."""
+
+    def __init__(self, tasks: TasksObjective, distiller: Distiller) -> None:
+        self.tasks = tasks
+        self.distiller = distiller
+
+    def __call__(self, model: Model, batch: Batch) -> Losses:
+        assert batch.images is not None, "a stage with teachers has images"
+        soft, hard = self.distiller.weights
+        with self.distiller.watching() as seen:
+            outputs = forward(model, batch)
+        losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, list(outputs.fused.values()))
+        terms = self.distiller(model, outputs, seen, batch.images, batch.targets)
+        tasks = {task: hard * loss for task, loss in losses.tasks.items()}
+        tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum()
+        return Losses(tasks, losses.components | terms, losses.shared)
+
+
+def stage_distiller(
+    stage: Stage, model: Model, split: Split, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+) -> Distiller | None:
+    """The teachers that a stage names. Raises ConfigError for what can not go together."""
+    if stage.config.distill is None:
+        return None
+    _refuse(stage, stage.config.distill, config, store, accelerator)
+    return make_distiller(
+        stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=split.sigmas
+    )
+
+
+def repeats(stage: Stage) -> int | None:
+    """So many draws of the augmentation are made, then they repeat; None: without end."""
+    teachers = stage.config.distill.teachers if stage.config.distill else []
+    numbers = [teacher.cache for teacher in teachers if teacher.cache and teacher.cache is not True]
+    return min(numbers, default=None)
+
+
+def _refuse(
+    stage: Stage, distill: DistillConfig, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+) -> None:
+    place = f"plan: stage {stage.name!r}: distill"
+    own = stage.config.augment
+    varies = own if isinstance(own, AugmentConfig) else config.augment if own else None
+    moves = varies is not None and any(varies.model_dump().values())
+    if stage.config.objective != "tasks":
+        raise ConfigError(f"{place}: joins the objective tasks; {stage.config.objective} has a teacher of its own")
+    if store is not None:
+        raise ConfigError(f"{place}: teachers look at images, and a feature store has none; train without --features")
+    if moves and any(teacher.cache is True for teacher in distill.teachers):
+        raise ConfigError(
+            f"{place}: cache: true never meets the same picture twice under random augmentation; "
+            "set augment: false, or cache: 8 for eight draws that repeat"
+        )
+    if accelerator.num_processes > 1 and (distill.three_times or distill.dynamic):
+        raise ConfigError(f"{place}: three_times and dynamic look at one process's losses; run them in one process")
+
+
+def teacher_reports(
+    distiller: Distiller, judge: Judge, model: Model, split: Split, config: TrainConfig
+) -> Iterator[str]:
+    """A line for each teacher that can be validated: its metric in the student's layout, beside the student's."""
+    for course in distiller.courses:
+        tasks = tuple(task for task in course.tasks if split.count(task))
+        if course.opened.teacher is None or not tasks or not distiller.config.check or None in _needed(course):
+            continue
+        options = {"size": config.imgsz, "batch": config.batch, "tasks": tasks}
+        found = judge.validate(course.opened.teacher, split, **options).fitness
+        own = judge.validate(model, split, **options).fitness
+        words = f"teacher {course.name}: {', '.join(tasks)} {found:.3f}, the student {own:.3f}"
+        if found < own + LEAD:
+            words = f"warning: {words}: less than {LEAD * 100:.0f} points better, it may teach little"
+        yield words
+
+
+def _needed(course: Course) -> tuple[int | None, ...]:
+    """Columns of the classes, where boxes are judged."""
+    teacher = course.opened.teacher
+    return teacher.columns if teacher is not None and "detect" in course.tasks else ()
+
+
+__all__ = ["DISTILL", "DistilledObjective", "repeats", "stage_distiller", "teacher_reports"]
