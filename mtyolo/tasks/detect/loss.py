@@ -12,7 +12,7 @@ from mtyolo.config.training import LossGains
 from mtyolo.geometry import complete_iou
 from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images
-from mtyolo.tasks.counting import mean_count
+from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.detect.branch import BOX_VALUES
 from mtyolo.tasks.detect.decode import box_of
 
@@ -42,7 +42,7 @@ def detect_loss(
         predicted = at_matches(level, matches)
         boxes = box_of(predicted[:, :4], (anchors[number] / stride)[matches.anchor])
         weights = flags[matches.image]
-        weights = weights / mean_count(weights.sum()).clamp(min=1)
+        weights = weights / divisor(weights.sum())
         overlap = complete_iou(boxes, matches.box)
         sums = sums + torch.stack(
             (
@@ -68,7 +68,7 @@ def _objectness_loss(level: Tensor, matches: Matches, overlap: Tensor, flags: Te
         cell = cell * size + index
     wanted.view(-1)[cell] = overlap.clamp(min=0)[_last_claims(cell, wanted.numel())]
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2, 3))
-    return (losses * flags).sum() / mean_count(flags.sum()).clamp(min=1)
+    return (losses * flags).sum() / divisor(flags.sum())
 
 
 def _last_claims(cell: Tensor, cells: int) -> Tensor:

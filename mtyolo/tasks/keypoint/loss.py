@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtyolo.config.training import LossGains
 from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
-from mtyolo.tasks.counting import mean_count
+from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
 
@@ -77,8 +77,8 @@ def _level_losses(
     distances = oks_distance(points, wanted[..., :2], areas, sigmas)
     location = (torch.log1p(distances) * seen).sum(1) / seen.sum(1).clamp(min=1)
     unsure = F.binary_cross_entropy_with_logits(visibility, seen, reduction="none").mean(1)
-    count = mean_count(location.new_tensor(len(centres)))
-    return torch.stack((location, unsure)).sum(1) / count.clamp(min=1)
+    count = divisor(location.new_tensor(len(centres)))
+    return torch.stack((location, unsure)).sum(1) / count
 
 
 def oks_distance(points: Tensor, wanted: Tensor, areas: Tensor, sigmas: Tensor) -> Tensor:

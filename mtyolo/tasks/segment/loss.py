@@ -13,7 +13,7 @@ from mtyolo.config.training import LossGains
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.structures import Assignment, MaskOutputs, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
-from mtyolo.tasks.counting import mean_count
+from mtyolo.tasks.counting import divisor
 
 CHUNK_PIXELS = 2**22
 """Mask pixels composed at once, 16 MB a tensor. Backward composes them again, so that no more is ever held."""
@@ -53,7 +53,7 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
 def _shares(matches: Matches) -> Tensor:
     """[N]: what each match of a level counts in its mean."""
     ones = matches.box.new_ones(len(matches.object))
-    return ones / mean_count(ones.sum()).clamp(min=1)
+    return ones / divisor(ones.sum())
 
 
 def _masks_of_size(targets: Targets, size: tuple[int, int]) -> Tensor:
