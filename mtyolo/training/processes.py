@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import reduce
-from torch import Tensor, nn
+from torch import distributed, nn
 
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
@@ -35,29 +34,38 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
-def sum_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Make every process's gradient the sum over processes, in one exchange.
 
     Not DistributedDataParallel: frozen parts, tasks that are absent from a batch, and balancers that go backward more
     than once each need exceptions there, and none here.
     """
-    if accelerator.num_processes == 1:
+    if processes() == 1:
         return
     gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    flat = _summed(flat)
+    distributed.all_reduce(flat)
     for parameter, values in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
         parameter.grad = values.view_as(parameter)
 
 
-def any_process(flags: Sequence[bool], accelerator: Accelerator) -> list[bool]:
+def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Each flag: is it set in any process?"""
-    if accelerator.num_processes == 1:
+    if processes() == 1:
         return list(flags)
-    return (_summed(torch.tensor(flags, dtype=torch.float32, device=accelerator.device)) > 0).tolist()
+    counts = torch.tensor(flags, dtype=torch.float32, device=device)
+    distributed.all_reduce(counts)
+    return (counts > 0).tolist()
 
 
-def _summed(values: Tensor) -> Tensor:
-    summed = reduce(values, reduction="sum")
-    assert isinstance(summed, Tensor)
-    return summed
+def mean_over_processes(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Values that every process has under the same names, averaged."""
+    if processes() == 1:
+        return dict(values)
+    means = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    distributed.all_reduce(means)
+    return dict(zip(values, (means / processes()).tolist(), strict=True))
+
+
+def processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

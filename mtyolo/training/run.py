@@ -19,7 +19,7 @@ from mtyolo.training.stages import Stage
 
 RUNS = Path("runs")
 PLOT_SECONDS = 20.0
-"""A plot takes half a second, an epoch may take less."""
+"""A plot takes half a second, an epoch may take less: between plots, but for the one at the end."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Run:
     results: list[Row] = field(default_factory=list)
     best_fitness: float = -math.inf
     best_epoch: int = 0
-    plotted_at: float = -math.inf
+    plotted_at: float = field(default_factory=time.monotonic)
 
     @property
     def best(self) -> Path:

@@ -1,0 +1,121 @@
+"""Several processes do together what one does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtyolo.config.training import TrainConfig
+from mtyolo.model import Model
+from mtyolo.training.train import train
+
+MakeModel = Callable[[], Model]
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from conftest import tiny_graph
+from mtyolo.api import build
+from mtyolo.config.training import TrainConfig
+from mtyolo.training.train import train
+data, out, resume, epochs, norms = sys.argv[1], sys.argv[2], sys.argv[3] == "resume", int(sys.argv[4]), sys.argv[5]
+if resume:
+    train(resume=out, progress=False)
+else:
+    torch.manual_seed(0)
+    tasks = {{"detect": {{}}, "segment": {{"prototypes": 4, "channels": 8}}, "keypoint": {{}}}}
+    model = build({{"detector": {{"graph": tiny_graph()}}, "tasks": tasks}}, data=data)
+    config = TrainConfig(epochs=epochs, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0.5)
+    stages = [{{"name": "frozen", "freeze": ["detector"], "norms": norms}}, {{"name": "joint", "norms": norms}}]
+    train(model, data, plan={{"balance": "uncertainty", "stages": stages}}, config=config, out=out, progress=False)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
+    return path
+
+
+def command(script: Path, data: Path, out: Path, mode: str, epochs: int, norms: str) -> list[str]:
+    return [sys.executable, str(script), str(data), str(out), mode, str(epochs), norms]
+
+
+def environment(**more: str) -> dict[str, str]:
+    repository = Path(__file__).resolve().parents[2]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)} | more
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    with (out / "results.csv").open() as file:
+        return [{key: float(row[key]) for key in row if key.startswith("loss/")} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_with_the_whole_batch(script: Path, shapes: Path, tmp_path: Path) -> None:
+    """BatchNorm statistics are frozen: on a CPU each process has its own."""
+    single = command(script, shapes, tmp_path / "one", "new", 4, "frozen")
+    subprocess.run(single, check=True, env=environment())
+    port = str(20000 + os.getpid() % 20000)
+    pair = [
+        subprocess.Popen(
+            command(script, shapes, tmp_path / "two", "new", 4, "frozen"),
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                ACCELERATE_USE_CPU="true",
+            ),
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in pair] == [0, 0]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for alone, together in zip(one, two, strict=True):
+        assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script: Path, shapes: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves no time to save; MTYOLO_TEST_KILLS says how often (default 3)."""
+    subprocess.run(command(script, shapes, tmp_path / "whole", "new", 8, "train"), check=True, env=environment())
+    expected = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["model"]
+    out, mode = tmp_path / "killed", "new"
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(int(os.environ.get("MTYOLO_TEST_KILLS", "3"))):
+        process = subprocess.Popen(command(script, shapes, out, mode, 8, "train"), env=environment())
+        while process.poll() is None and not (out / "state.pt").exists():
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=(0.2 if mode == "new" else 3) + 3 * float(torch.rand((), generator=generator)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        mode = "resume"
+    subprocess.run(command(script, shapes, out, "resume", 8, "train"), check=True, env=environment())
+    found = torch.load(out / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not [path for path in out.iterdir() if path.name.startswith(".") and path.stat().st_size == 0]
+
+
+def test_one_process_needs_no_launcher(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    single = config.model_copy(update={"epochs": 1})
+    run = train(make_model(), shapes, plan="all-at-once", config=single, out=tmp_path, progress=False)
+    assert len(run.results) == 1
