@@ -1,0 +1,47 @@
+"""Every example runs as it is, and prints what its text promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def output_of(name: str, *arguments: object) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_three_lines_build_train_and_predict(tmp_path: Path) -> None:
+    last = output_of("three_lines.py", tmp_path).splitlines()[-1]
+    assert "boxes (" in last
+    assert "keypoints (" in last
+    assert (tmp_path / "found.jpg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_features_from_anywhere_enter_and_teach_the_adapters() -> None:
+    said = output_of("own_features.py")
+    assert "maps: [(2, 3, 40, 40, 7), (2, 3, 20, 20, 7), (2, 3, 10, 10, 7)]" in said
+    assert "decoded: (2, 6300, 7)" in said
+    assert "layers that were not built: 10" in said
+    assert "adapters learn: True" in said
+
+
+@pytest.mark.slow
+def test_own_extractor_trains_and_is_loaded_again(tmp_path: Path) -> None:
+    last = output_of("own_extractor.py", tmp_path).splitlines()[-1]
+    assert last == "trained 2 epochs; features enter at strides [8, 16, 32]"
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    missing = [path.name for path in EXAMPLES.glob("*.py") if path.name not in tests]
+    assert not missing
