@@ -19,7 +19,7 @@ import torch
 from mtyolo.assembly import build
 from mtyolo.config.training import LossGains
 from mtyolo.model import Model
-from mtyolo.structures import Targets
+from mtyolo.structures import Outputs, Targets
 from mtyolo.tasks import compute_losses
 
 
@@ -35,17 +35,16 @@ def targets_for(batch: int, objects: int = 7) -> Targets:
     )
 
 
-def forward(model: Model, images: torch.Tensor) -> None:
+def forward(model: Model, images: torch.Tensor) -> Outputs:
     """The modules alone: Model.forward would turn plain images into channels_last ones."""
     fused = model.graph(images, {})
-    model.branches["detect"](fused)
+    return Outputs({}, fused, model.branches["detect"](fused))
 
 
 def training_step(model: Model, images: torch.Tensor, targets: Targets) -> None:
-    fused = model.graph(images, {})
-    maps = model.branches["detect"](fused)
-    losses = compute_losses(model, maps, targets, LossGains())
-    losses.total.backward()
+    outputs = forward(model, images)
+    losses = compute_losses(["detect"], outputs, targets, model.anchors, model.strides, LossGains())
+    torch.stack(list(losses["detect"].values())).sum().backward()
     model.zero_grad(set_to_none=True)
 
 
