@@ -66,6 +66,8 @@ class TrainConfig(Strict):
     val_every: Positive = 1
     """Validate every so many epochs, and after the last one of each stage."""
     workers: Annotated[int, Field(ge=0)] = 2
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = []
+    """Where each epoch's numbers go besides results.csv, through accelerate."""
     seed: int = 0
     device: str = "auto"
     gains: LossGains = LossGains()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -10,28 +12,38 @@ from accelerate.state import AcceleratorState
 from torch import distributed, nn
 
 from mtyolo.config.training import TrainConfig
+from mtyolo.device import find_device
 from mtyolo.errors import ConfigError
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """For the device and precision asked for; several processes where a launcher started them."""
-    if config.device not in ("auto", "cpu") and not config.device.startswith(("cuda", "mps")):
-        raise ConfigError(f"device: {config.device!r} is none of auto, cpu, cuda, cuda:1, mps")
-    if config.device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device: {config.device} asked for, but torch finds no CUDA device; use device: cpu")
-        torch.cuda.set_device(torch.device(config.device).index or 0)
-    # accelerate keeps one precision a process; a second run in the same process may want another.
-    AcceleratorState._reset_state()
-    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """For the device and precision asked for; several processes where a launcher started them.
+
+    out: where trackers that write files put them.
+    """
+    missing = next((name for name in config.trackers if find_spec(name) is None), None)
+    if missing:
+        raise ConfigError(f"trackers: {missing} is not installed; pip install {missing}, or leave it out")
+    device = find_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     chosen = config.precision
     if chosen == "auto":
-        chosen = "bf16" if not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if chosen == "fp16" and on_cpu:
+        chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if chosen == "fp16" and device.type == "cpu":
         raise ConfigError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    return Accelerator(
-        mixed_precision="no" if chosen == "fp32" else chosen, cpu=config.device == "cpu", device_placement=False
+    # accelerate keeps one precision a process; a second run in the same process may want another.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision="no" if chosen == "fp32" else chosen,
+        cpu=device.type == "cpu",
+        device_placement=False,
+        log_with=list(config.trackers) or None,
+        project_dir=out,
     )
+    if config.trackers:
+        accelerator.init_trackers("mtyolo")
+    return accelerator
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -87,12 +87,12 @@ def train(
     config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
     if model is None:
         model = saved_model(settings, saved)
-    accelerator = make_accelerator(config)
-    set_seed(config.seed)
     splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
+    accelerator = make_accelerator(config, folder := run_folder(out, resume))
+    set_seed(config.seed)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = RunState(model, Ema(model, config.ema_decay), Run(run_folder(out, resume)), settings)
+    state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
     if saved:
         state.load(saved)
     store = open_store(settings.features, model, splits, config, stages) if settings.features else None
@@ -136,6 +136,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
+    tools.accelerator.end_training()
 
 
 def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
@@ -219,9 +220,10 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
         for line in teacher_reports(work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config):
             tools.display.say(line)
-    if stage.number == 0 and tools.accelerator.is_main_process and tools.store is None:
-        first = next(work.loader.epoch(0))
-        save_image(draw_batch(first, state.model.names), state.run.out / "train_batch.jpg")
+    picture = state.run.out / "train_batch.jpg"
+    shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
+    if shown and tools.accelerator.is_main_process:
+        save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
 
 
 def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
@@ -240,6 +242,7 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
         work.distiller.end_epoch(row.get("fitness"))
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
     state.run.add(row)
+    tools.accelerator.log(row, step=stage.first_epoch + position.epoch)
     state.run.keep_weights(state.model, state.ema.model, row)
     state.save(work)
     tools.display.epoch_ends(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.train import train
 
@@ -113,9 +116,30 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script: Path, shape
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.stat().st_size == 0]
 
 
-def test_one_process_needs_no_launcher(
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trackers": ["aim"]}, "trackers: aim is not installed; pip install aim"),
+        ({"precision": "fp16"}, "precision: fp16 needs a GPU"),
+        ({"device": "quantum"}, "device quantum: can not be used here"),
+    ],
+)
+def test_what_this_machine_lacks_is_said(
+    options: dict[str, Any], message: str, make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(make_model(), shapes, config=config.model_copy(update=options), out=tmp_path, progress=False)
+
+
+def test_bf16_and_accumulated_steps_train(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
-    single = config.model_copy(update={"epochs": 1})
-    run = train(make_model(), shapes, plan="all-at-once", config=single, out=tmp_path, progress=False)
-    assert len(run.results) == 1
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = config.model_copy(update={"epochs": 1, "precision": "bf16", "accumulate": 2})
+    run = train(model, shapes, plan="all-at-once", config=options, out=tmp_path, progress=False)
+    assert all(math.isfinite(value) for name, value in run.results[-1].items() if name.startswith("loss/"))
+    assert not torch.equal(before["graph.layers.0.conv.weight"], model.state_dict()["graph.layers.0.conv.weight"])
+    assert model.state_dict()["graph.layers.0.conv.weight"].dtype == torch.float32
+    epochs = torch.load(run.out / "state.pt", weights_only=True)["ema"]["n_averaged"]
+    assert int(epochs) == 2, "three batches are two steps"
