@@ -17,6 +17,7 @@ from mtyolo.data.sources import load_split
 from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.structures import Batch
+from mtyolo.training.batch_size import largest_batch
 from mtyolo.training.ema import Ema
 from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
@@ -177,3 +178,10 @@ def test_the_data_must_be_that_of_the_model(make_model: MakeModel, tmp_path: Pat
         (tmp_path / name).symlink_to(shapes.parent / name)
     with pytest.raises(ConfigError, match=r"the data has 3 classes, the model 2; 'star'"):
         train(make_model(), other, config=TrainConfig(epochs=1), out=tmp_path / "run", progress=False)
+
+
+def test_the_largest_batch_is_read_off_a_straight_line() -> None:
+    used = [100 + 50 * batch for batch in (1, 2, 4)]
+    assert largest_batch((1, 2, 4), used, 100 + 50 * 37) == 36, "even"
+    assert largest_batch((1, 2, 4), used, 120) == 1, "at least one"
+    assert largest_batch((1, 2, 4), used, 1e9) == 256
