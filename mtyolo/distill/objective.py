@@ -149,7 +149,7 @@ class Distiller(nn.Module):
             values += [term(model, outputs, seen, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}
             if self.rule is not None and "detect" in course.tasks:
-                own = sum(float(value) for value in values)
+                own = sum(float(value.detach()) for value in values)
                 self.rule.add(own, float(detection_loss(model, lesson.outputs, targets)))
         return found
 

@@ -1,0 +1,107 @@
+"""Outputs on disk: one pass, the same numbers, and never those of another picture or teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIZE, tiny_model
+from torch import Tensor
+
+from mtyolo.checkpoint import save_weights
+from mtyolo.config.distill import TeacherConfig
+from mtyolo.distill.lessons import Opened, open_lessons
+from mtyolo.distill.saved import SavedLessons, keys_of
+from mtyolo.errors import DataError, StoreError
+
+BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
+CPU = torch.device("cpu")
+
+
+def images(seed: int = 0, count: int = 2) -> Tensor:
+    return torch.randint(
+        0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return str(save_weights(tiny_model(seed=1, **BRANCHES), tmp_path / "teacher.safetensors"))
+
+
+def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 0) -> Opened:
+    content = {"weights": str(weights), "output": {"scaled": 1}, "features": [{"method": "fitnets"}]}
+    if folder is not None:
+        content |= {"cache": True, "folder": str(folder)}
+    return open_lessons(TeacherConfig.model_validate(content), tiny_model(seed=seed, **BRANCHES), imgsz, CPU)
+
+
+def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path: Path) -> None:
+    live, cached = opened(weights, None), opened(weights, tmp_path / "lessons")
+    expected = live.lessons(images())
+    for attempt in ("computed", "read"):
+        found = cached.lessons(images())
+        for one, other in zip(found.outputs.detect, expected.outputs.detect, strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-3), attempt
+        assert found.outputs.segment is not None
+        assert expected.outputs.segment is not None
+        assert torch.allclose(
+            found.outputs.segment.prototypes, expected.outputs.segment.prototypes, rtol=1e-3, atol=1e-3
+        )
+        assert found.outputs.keypoint is not None
+        assert found.features.keys() == expected.features.keys()
+
+
+def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
+    cached, passes = opened(weights, tmp_path / "lessons"), []
+    assert cached.teacher is not None
+    hook = cached.teacher.source.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    cached.lessons(images())
+    cached.lessons(images())
+    cached.lessons(torch.cat((images(), images(seed=1, count=1))))
+    hook.remove()
+    assert passes == [2, 1], "two pictures, then the one that is new"
+
+
+def test_one_pixel_makes_another_picture() -> None:
+    first, second = images(count=1), images(count=1)
+    second[0, 1, 5, 7] ^= 1
+    assert keys_of(first) != keys_of(second)
+    assert keys_of(first) == keys_of(first.contiguous(memory_format=torch.channels_last))
+
+
+def test_a_folder_alone_can_teach_and_says_when_a_picture_is_missing(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder).lessons(images())
+    alone = opened(folder, None)
+    assert alone.teacher is None
+    assert alone.lessons(images()).outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
+    with pytest.raises(DataError, match="has no outputs for one of the pictures"):
+        alone.lessons(images(seed=1))
+
+
+def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder)
+    with pytest.raises(StoreError, match="holds outputs with size 128, this run needs 96"):
+        opened(weights, folder, imgsz=96)
+    with pytest.raises(StoreError, match="holds outputs with student_size 128, this run needs 96"):
+        opened(folder, None, imgsz=96)
+    other = save_weights(tiny_model(seed=2, **BRANCHES), tmp_path / "other.safetensors")
+    with pytest.raises(StoreError, match="holds outputs with weights"):
+        opened(other, folder)
+
+
+def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:
+    cached = opened(weights, tmp_path / "lessons")
+    cached.lessons(images())
+    (path,) = (tmp_path / "lessons").glob(f"{keys_of(images())[0]}.safetensors")
+    path.write_bytes(b"no tensors")
+    with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
+        cached.lessons(images())
+
+
+def test_without_a_card_a_folder_is_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"teacher\.json"):
+        SavedLessons(tmp_path, {}, None)

@@ -1,0 +1,182 @@
+"""Teachers in the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, tiny_model
+from safetensors import safe_open
+
+from mtyolo.checkpoint import save_weights
+from mtyolo.config.data import DataConfig
+from mtyolo.config.plan import read_plan
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
+from mtyolo.training.run import Run
+from mtyolo.training.train import train
+
+PLAIN = {"augment": False}
+FEATURES = [{"method": "mgd"}, {"method": "gradient"}, {"method": "cwd", "layers": [13, 17]}]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures with two boxes each, in YOLO text."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for number in range(6):
+        cv2.imwrite(str(root / "images" / f"{number}.png"), random.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
+        (root / "labels" / f"{number}.txt").write_text("0 0.3 0.4 0.2 0.3\n1 0.7 0.6 0.3 0.2\n")
+    return root
+
+
+@pytest.fixture
+def data(photos: Path) -> DataConfig:
+    return DataConfig(path=str(photos), train="images", val="images", names={0: "square", 1: "disc"})
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return str(save_weights(tiny_model(seed=1), tmp_path / "teacher.safetensors"))
+
+
+def distilled(
+    weights: str, data: Any, out: Path, *, stage: Mapping[str, Any] = PLAIN, epochs: int = 2, **options: Any
+) -> Run:
+    chosen = {key: options.pop(key) for key in ("output", "features", "cache", "folder") if key in options}
+    teacher = {"weights": weights} | (chosen or {"output": {"scaled": 1.0}})
+    plan = {"stages": [{"name": "d", "distill": {"teachers": [teacher], **options}, **stage}]}
+    config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=3, workers=0, device="cpu")
+    return train(tiny_model(), data, plan=plan, config=config, out=out, progress=False)
+
+
+def test_every_term_is_a_named_loss_and_all_are_one_beside_the_tasks(
+    weights: str, data: DataConfig, tmp_path: Path
+) -> None:
+    output = {"mse": 0.1, "kl": 1.0, "soft": 1.0, "scaled": 1.0}
+    run = distilled(weights, data, tmp_path / "run", output=output, features=FEATURES, epochs=1)
+    row = run.results[-1]
+    terms = {name: row[name] for name in row if name.startswith("loss/distill.")}
+    assert set(terms) == {f"loss/distill.{term}" for term in (*output, "mgd", "gradient", "cwd")}
+    assert row["loss/distill"] == pytest.approx(sum(float(value or 0) for value in terms.values()), rel=1e-4)
+    assert float(row["loss/detect"] or 0) > 0
+
+
+def test_the_deployed_file_has_the_student_alone(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    run = distilled(weights, data, tmp_path / "run", features=FEATURES, epochs=1)
+    with safe_open(run.best, framework="pt") as file:
+        saved = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
+    assert saved == {name: tensor.shape for name, tensor in tiny_model().state_dict().items()}
+
+
+def test_projectors_train_and_are_kept_for_resuming(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    run = distilled(weights, data, tmp_path / "run", features=FEATURES, epochs=1)
+    learned = torch.load(run.out / "state.pt", weights_only=True)
+    assert not [name for name in learned["model"] if "projector" in name or "generator" in name]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_run_with_a_teacher_goes_on_to_the_same_weights(
+    stop_after: int, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"output": {"scaled": 1.0}, "features": [{"method": "mgd"}], "three_times": True}
+    whole = distilled(weights, data, tmp_path / "whole", **options)
+
+    from mtyolo.training import train as loop
+    from mtyolo.training.stopping import Interrupted
+
+    step, steps = loop.training_step, []
+
+    def interrupted(*arguments: Any) -> bool:
+        steps.append(1)
+        return step(*arguments) or len(steps) == stop_after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", interrupted)
+        with pytest.raises(Interrupted):
+            distilled(weights, data, tmp_path / "cut", **options)
+    train(data=data, resume=tmp_path / "cut", progress=False)
+    first, second = (torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("whole", "cut"))
+    assert whole.results
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_student_learns_from_a_folder_of_pictures_without_labels(weights: str, photos: Path, tmp_path: Path) -> None:
+    run = distilled(weights, photos / "images", tmp_path / "run", epochs=8, stage=PLAIN | {"optimizer": "adamw"})
+    losses = [float(row["loss/distill"] or 0) for row in run.results]
+    assert "loss/detect" not in run.results[-1]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_with_hard_zero_no_label_is_read(weights: str, data: DataConfig, photos: Path, tmp_path: Path) -> None:
+    labelled = distilled(weights, data, tmp_path / "labelled", hard=0)
+    unlabelled = distilled(weights, photos / "images", tmp_path / "unlabelled")
+    first, second = (torch.load(run.out / "state.pt", weights_only=True)["model"] for run in (labelled, unlabelled))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_student_that_is_the_teacher_stays_where_it_is(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    """In evaluation mode its outputs are the teacher's, so there is nothing to learn."""
+    model = tiny_model(seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    teacher = {"weights": weights, "output": {"kl": 1.0, "scaled": 1.0}}
+    stage = {"name": "d", "distill": {"teachers": [teacher], "hard": 0}, "norms": "frozen", **PLAIN}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=3, workers=0, device="cpu", weight_decay=0)
+    train(model, data, plan={"stages": [stage]}, config=config, out=tmp_path / "run", progress=False)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, before[name], atol=1e-5), name
+
+
+def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    distilled(weights, data, tmp_path / "run", output={"scaled": 1}, cache=2, folder=str(folder), epochs=5, stage={})
+    assert len(list(folder.glob("*.safetensors"))) == 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "message"),
+    [
+        ({"output": {"scaled": 1}, "cache": True}, {}, "cache: true never meets the same picture twice"),
+        ({"output": {"masks": 1}}, PLAIN, "masks teaches the student's segment branch, which it does not have"),
+        ({"features": [{"method": "cwd", "layers": [99]}]}, PLAIN, "layer 99 is not built in this model"),
+        ({"features": [{"method": "cwd", "levels": [1, 2]}]}, PLAIN, "cwd has 2 levels, but 3 layers; give one each"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_training(
+    options: dict[str, Any], stage: dict[str, Any], message: str, weights: str, data: DataConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        distilled(weights, data, tmp_path / "run", stage=stage, **options)
+
+
+def test_gradients_need_a_teacher_with_a_head_of_its_own(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    options = {"features": [{"method": "fitnets"}], "cache": True, "folder": str(folder), "epochs": 1}
+    distilled(weights, data, tmp_path / "first", **options)
+    with pytest.raises(ConfigError, match="gradient pushes the labels through the teacher's own head"):
+        distilled(str(folder), data, tmp_path / "second", features=[{"method": "gradient"}])
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({"teachers": []}, "distill.teachers: List should have at least 1 item"),
+        ({"teachers": [{"weights": "t.pt"}]}, "this teacher teaches nothing"),
+        ({"teachers": [{"weights": "t.pt", "output": {"klm": 1}}]}, "Input should be 'mse', 'kl', 'soft'"),
+        (
+            {"teachers": [{"weights": "t.pt", "features": [{"method": "gradient", "layers": [17]}]}]},
+            "gradient is computed at what the branches take: layers: neck",
+        ),
+    ],
+)
+def test_a_plan_that_says_nothing_useful_is_refused(distill: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_plan({"stages": [{"name": "d", "distill": distill}]})
