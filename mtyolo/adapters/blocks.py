@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from mtyolo.errors import ConfigError
 from mtyolo.structures import Level
 
 BATCHNORM_EPS = 1e-3
@@ -25,9 +26,14 @@ def conv_block(channels_in: int, channels_out: int, kernel: int, norm: str) -> n
 
 
 def make_norm(channels: int, norm: str) -> nn.Module:
+    """Raises ConfigError for a word that is no norm."""
     if norm == "batch":
         return nn.BatchNorm2d(channels, eps=BATCHNORM_EPS, momentum=BATCHNORM_MOMENTUM)
-    return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels) if norm == "group" else nn.Identity()
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(channels, MOST_GROUPS), channels)
+    if norm == "none":
+        return nn.Identity()
+    raise ConfigError(f"adapters.norm: unknown norm {norm!r}; known: batch, group, none")
 
 
 class ChannelAffine(nn.Module):

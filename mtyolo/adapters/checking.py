@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from mtyolo.errors import DataError
 from mtyolo.structures import Level, Pyramid
 
@@ -18,26 +20,33 @@ def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) 
     missing = [level.stride for level in levels if level.stride not in pyramid]
     if missing:
         raise DataError(f"stride {missing[0]}: missing; the model takes strides {[level.stride for level in levels]}")
+    for level in levels:
+        _check_kind(level.stride, pyramid[level.stride])
     if size is None:
         finest = levels[0].stride
         height, width = pyramid[finest].shape[-2:]
         size = (height * finest, width * finest)
     for level in levels:
-        _check_level(pyramid, level, size)
+        _check_shape(level, pyramid[level.stride], size, images=len(pyramid[levels[0].stride]))
     return size
 
 
-def _check_level(pyramid: Pyramid, level: Level, size: Size) -> None:
-    features = pyramid[level.stride]
+def _check_kind(stride: int, features: object) -> None:
+    if not isinstance(features, Tensor):
+        raise DataError(f"stride {stride}: expected a tensor [B, C, H, W], got {type(features).__name__}")
     if features.ndim != 4 or not features.is_floating_point():
-        raise DataError(
-            f"stride {level.stride}: expected floats [B, C, H, W], got {features.dtype} {list(features.shape)}"
-        )
-    _, channels, height, width = features.shape
+        raise DataError(f"stride {stride}: expected floats [B, C, H, W], got {features.dtype} {list(features.shape)}")
+
+
+def _check_shape(level: Level, features: Tensor, size: Size, images: int) -> None:
+    batch, channels, height, width = features.shape
     wanted = (size[0] // level.stride, size[1] // level.stride)
+    # Where a stride does not divide the size, any rounding is right; adapters resample.
     fits = (height, width) == wanted or any(side % level.stride for side in size)
     if channels != level.channels or not fits:
         raise DataError(
             f"stride {level.stride}: expected {level.channels} channels of {wanted[0]}x{wanted[1]} for a "
             f"{size[0]}x{size[1]} input, got {channels} channels of {height}x{width}"
         )
+    if batch != images:
+        raise DataError(f"stride {level.stride}: features of {batch} images, the finest level has {images}")

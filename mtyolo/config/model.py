@@ -50,7 +50,7 @@ class AdaptersConfig(Strict):
     """From the extractor's features to the tensors that the replaced layers would have produced."""
 
     type: str = "conv"
-    """identity, conv, pyramid, or package.module:Class."""
+    """identity, conv, pyramid, fusion, or package.module:Class."""
     depth: Positive = 1
     norm: Literal["batch", "group", "none"] = "batch"
     match_statistics: bool = False
