@@ -1,0 +1,87 @@
+"""The commands do their job, one after the other, on a drawn data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mtyolo.cli.main import main
+
+SMALL = ["--imgsz", "64", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs, the first with a frozen detector."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", "--model", "yolov5n-multitask.yaml", "--data", str(shapes), "--out", str(out), *SMALL]
+    options = ["--epochs", "2", "--freeze-det", "--freeze-epochs", "1", "--batch", "4", "--workers", "0"]
+    assert main([*arguments, *options]) == 0
+    return out
+
+
+def width_of(path: Path) -> int:
+    with Image.open(path) as picture:
+        return picture.width
+
+
+@pytest.mark.slow
+def test_train_leaves_results_weights_and_a_picture(run: Path) -> None:
+    rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
+    assert [row["stage"] for row in rows if row["stage"]][-2:] == ["frozen", "joint"]
+    assert {"loss/detect", "loss/segment", "loss/keypoint", "detect/AP"} <= set(rows[-1])
+    assert (run / "best.safetensors").is_file()
+    assert (run / "last.safetensors").is_file()
+    assert width_of(run / "train_batch.jpg") > 64
+
+
+@pytest.mark.slow
+def test_val_prints_json_alone_where_it_is_piped(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["val", "--model", str(run / "last.safetensors"), "--data", str(shapes), "--json", "-", *SMALL]
+    assert main(arguments) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["detect/images"] == metrics["segment/images"] == metrics["keypoint/images"] == 4
+    assert 0 <= metrics["detect/AP"] <= metrics["detect/AP50"] <= 1
+
+
+@pytest.mark.slow
+def test_val_draws_truth_beside_prediction(run: Path, shapes: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "compared.jpg"
+    arguments = ["val", "--model", str(run / "last.safetensors"), "--data", str(shapes), "--pictures", str(picture)]
+    assert main([*arguments, *SMALL]) == 0
+    assert width_of(picture) > 64
+
+
+@pytest.mark.slow
+def test_predict_draws_every_picture_and_describes_it(run: Path, shapes: Path, tmp_path: Path) -> None:
+    source, described = shapes.parent / "images" / "val", tmp_path / "found.json"
+    arguments = ["predict", "--model", str(run / "last.safetensors"), "--source", str(source), *SMALL]
+    assert main([*arguments, "--out", str(tmp_path / "drawn"), "--json", str(described)]) == 0
+    found = json.loads(described.read_text())
+    assert [Path(one["path"]).name for one in found] == sorted(path.name for path in source.iterdir())
+    assert all(Path(one["picture"]).is_file() for one in found)
+
+
+def test_show_counts_what_the_official_network_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "yolov5n.yaml", "--imgsz", "640"]) == 0
+    total = next(line for line in capsys.readouterr().out.splitlines() if "│ all" in line)
+    _, parameters, _, flops = total.strip("│ ").replace("│", " ").split()
+    # As published at github.com/ultralytics/yolov5: 1.9 M parameters (the file says 1,872,157), 4.5 GFLOPs at 640.
+    assert parameters == "1,872,157"
+    assert float(flops) == pytest.approx(4.5, abs=0.05)
+
+
+def test_show_says_where_features_enter_and_what_is_frozen(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["show", "yolov5n-features.yaml", "--data", str(shapes), "--imgsz", "64"]
+    assert main([*arguments, "--plan", "freeze-then-unfreeze"]) == 0
+    said = capsys.readouterr().out
+    assert "4 classes" in said
+    assert "stride 8: 64 channels → adapters → 64 channels, the output of layer 4" in said
+    assert "layers 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said
+    neck = next(line for line in said.splitlines() if "detector.neck" in line)
+    assert "frozen" in neck
+    assert "all" in neck
