@@ -24,6 +24,8 @@ class SplitIndex:
             (shard, place) for shard, content in enumerate(contents) for place in range(len(content.rows))
         ]
         """Of each row: its shard and its place there."""
+        self.unchanged: set[Path] = set()
+        """Images that were compared already."""
         self.by_name = {row.name: number for number, row in enumerate(self.rows)}
 
     def find(self, path: Path) -> int | None:
@@ -48,7 +50,7 @@ class SplitIndex:
         changed = [
             (record, reason)
             for record, number in zip(records, numbers, strict=True)
-            if (reason := change(self.rows[number], record))
+            if record.path not in self.unchanged and (reason := change(self.rows[number], record))
         ]
         if changed:
             record, reason = changed[0]
@@ -56,6 +58,7 @@ class SplitIndex:
                 f"{len(changed)} of {len(records)} images of {self.split} changed after their features were made, "
                 f"first {record.path} ({reason}); run mtyolo extract again, it renews only their shards"
             )
+        self.unchanged.update(record.path for record in records)
         return numbers
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mtyolo.config.model import Positive, Strict
 from mtyolo.errors import ConfigError, StoreError
@@ -53,6 +53,14 @@ class Manifest(Strict):
     """What the model file said about the extractor: compared where the extractor itself is not loaded."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the programs that wrote the store; for people, never compared."""
+
+    @model_validator(mode="after")
+    def _strides_divide(self) -> Manifest:
+        coarsest = max(self.levels)
+        odd = [stride for stride in (*self.levels, self.size) if max(stride, coarsest) % min(stride, coarsest)]
+        if odd:
+            raise ValueError(f"strides must divide the largest, {coarsest}, and that the size; {odd[0]} does not fit")
+        return self
 
     @property
     def level_list(self) -> tuple[Level, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.pretrained import identity_of
-from mtyolo.features.codec import decode_into
+from mtyolo.features.codec import TORCH_DTYPES, decode_into
 from mtyolo.features.index import SplitIndex
 from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest
 from mtyolo.features.residency import Residency, Shelf
@@ -50,17 +50,20 @@ class FeatureStore:
     Made by `FeatureStore.open`.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, residency: Residency) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, residency: Residency, device: torch.device) -> None:
         self.directory = directory
         self.manifest = manifest
         self.residency = residency
+        self.device = device
         self._shelves: dict[str, Shelf] = {}
         self._indices: dict[str, SplitIndex] = {}
 
     @classmethod
-    def open(cls, directory: Path | str, residency: Residency = "auto") -> FeatureStore:
-        """Raises StoreError where there is no store."""
-        return cls(Path(directory), read_manifest(directory), residency)
+    def open(
+        cls, directory: Path | str, residency: Residency = "auto", device: torch.device | str = "cpu"
+    ) -> FeatureStore:
+        """device: where batches are wanted. Raises StoreError where there is no store."""
+        return cls(Path(directory), read_manifest(directory), residency, torch.device(device))
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -112,16 +115,15 @@ class FeatureStore:
     ) -> Pyramid:
         """A batch of pyramids, each put together from pieces of stored ones; what no piece covers is zero.
 
-        mirrored: which of them to turn left to right at the end. Returns stride -> [B, C, size/stride, size/stride] on
-        the device where the store keeps them.
+        mirrored: which of them to turn left to right at the end.
+        Returns stride -> [B, C, size/stride, size/stride] on the store's device.
         """
         index, shelf = self.index(split), self._shelves[split]
         pyramid: Pyramid = {}
         for stride in self.manifest.levels:
-            shape = (len(pictures), *self.manifest.shape(stride))
-            pyramid[stride] = torch.empty(shape, dtype=dtype, device=shelf.device)
+            batch = self._empty(len(pictures), stride, dtype, shelf.device)
             for number, pieces in enumerate(pictures):
-                target = pyramid[stride][number]
+                target = batch[number]
                 if not _covers(pieces, self.cells):
                     target.zero_()
                 for piece in pieces:
@@ -129,7 +131,15 @@ class FeatureStore:
                     self._copy(shelf[shard], place, piece, stride, target)
                 if mirrored is not None and mirrored[number]:
                     target.copy_(target.flip(-1))
+            pyramid[stride] = batch.to(self.device, non_blocking=True).to(dtype)
         return pyramid
+
+    def _empty(self, images: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A level of a batch to be filled. What has to cross to a GPU goes as it is stored, from pinned memory."""
+        crosses = device != self.device
+        if crosses and self.manifest.dtype != "int8":
+            dtype = TORCH_DTYPES[self.manifest.dtype]
+        return torch.empty((images, *self.manifest.shape(stride)), dtype=dtype, device=device, pin_memory=crosses)
 
     def _copy(self, stored: Stored, place: int, piece: Piece, stride: int, target: Tensor) -> None:
         finer = max(self.manifest.levels) // stride
@@ -161,7 +171,7 @@ class FeatureStore:
         found = sum(len(content.rows) for content in contents)
         if found != count:
             raise StoreError(f"{self.directory}: the shards of {split} have {found} images, the manifest says {count}")
-        self._shelves[split] = Shelf(self.directory, self.manifest, split, contents, self.residency)
+        self._shelves[split] = Shelf(self.directory, self.manifest, split, contents, self.residency, self.device)
         self._indices[split] = SplitIndex(split, contents)
 
 
@@ -170,8 +180,15 @@ def _covers(pieces: Sequence[Piece], cells: int) -> bool:
     return sum(piece.source.height * piece.source.width for piece in pieces) == cells * cells
 
 
-def open_for(model: Any, directory: Path | str, split: Split, size: int, residency: Residency = "auto") -> FeatureStore:
+def open_for(
+    model: Any,
+    directory: Path | str,
+    split: Split,
+    size: int,
+    residency: Residency = "auto",
+    device: torch.device | str = "cpu",
+) -> FeatureStore:
     """Open a store and check that it belongs to a model, a split and a size. Raises StoreError."""
-    store = FeatureStore.open(directory, residency)
+    store = FeatureStore.open(directory, residency, device)
     store.check(model, split, size)
     return store

@@ -23,13 +23,21 @@ class Shelf:
     """The shards of one split. Tensors come from where `residency` says, and are checked on the way, once."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, split: str, contents: list[Contents], residency: Residency
+        self,
+        directory: Path,
+        manifest: Manifest,
+        split: str,
+        contents: list[Contents],
+        residency: Residency,
+        device: torch.device,
     ) -> None:
         self.directory = directory
         self.manifest = manifest
         self.split = split
         self.contents = contents
-        self.residency = choose(residency, bytes_per_image(manifest) * manifest.splits[split])
+        self.residency = choose(residency, bytes_per_image(manifest) * manifest.splits[split], device)
+        self.device = device if self.residency == "gpu" else torch.device("cpu")
+        """Where the shards' tensors are."""
         self.shards: dict[int, Stored] = {}
 
     def __getitem__(self, number: int) -> Stored:
@@ -37,10 +45,6 @@ class Shelf:
         if number not in self.shards:
             self.shards[number] = self._open(number)
         return self.shards[number]
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda" if self.residency == "gpu" else "cpu")
 
     def _open(self, number: int) -> Stored:
         path = shard_path(self.directory, self.split, number)
@@ -65,13 +69,13 @@ class Shelf:
                 )
 
 
-def choose(residency: Residency, needed: int) -> Residency:
-    """What `auto` means for so many bytes here. Raises ConfigError for a GPU that is not there."""
-    gpu = torch.cuda.is_available()
+def choose(residency: Residency, needed: int, device: torch.device) -> Residency:
+    """What `auto` means for so many bytes that a device will use. Raises ConfigError for a GPU that is not there."""
+    gpu = device.type == "cuda"
     if residency == "gpu" and not gpu:
-        raise ConfigError("residency gpu: torch finds no GPU here; use auto, ram or stream")
+        raise ConfigError(f"residency gpu: the features are used on {device}; use auto, ram or stream")
     if residency != "auto":
         return residency
-    if gpu and needed < torch.cuda.mem_get_info()[0] * MEMORY_SHARE:
+    if gpu and needed < torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE:
         return "gpu"
     return "ram" if needed < free_memory() * MEMORY_SHARE else "stream"

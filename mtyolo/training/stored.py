@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from mtyolo.config.training import AugmentConfig, TrainConfig
@@ -20,7 +21,12 @@ from mtyolo.training.stages import Stage
 
 
 def open_store(
-    directory: Path | str, model: Model, splits: Sequence[Split | None], config: TrainConfig, stages: Sequence[Stage]
+    directory: Path | str,
+    model: Model,
+    splits: Sequence[Split | None],
+    config: TrainConfig,
+    stages: Sequence[Stage],
+    device: torch.device,
 ) -> FeatureStore:
     """A store that belongs to model, size and data, for stages that need no images.
 
@@ -32,7 +38,7 @@ def open_store(
         raise ConfigError("adapters.match_statistics looks at images, and a feature store has none; train without one")
     if model.graph.needs_images:
         raise ConfigError("layers before the entry still need the images, and a feature store has none")
-    store = FeatureStore.open(directory)
+    store = FeatureStore.open(directory, device=device)
     for split in splits:
         if split is not None:
             store.check(model, split, config.imgsz)

@@ -95,7 +95,8 @@ def train(
     state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
     if saved:
         state.load(saved)
-    store = open_store(settings.features, model, splits, config, stages) if settings.features else None
+    place = settings.features
+    store = open_store(place, model, splits, config, stages, accelerator.device) if place else None
     with stop_on_signals() as stop, Display(progress, stages[-1].first_epoch + stages[-1].epochs) as display:
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -23,14 +23,15 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "write_features.py"
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[Path, Path]:
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A store written by the example, and the data file of its images."""
     data = make_images(tmp_path / "data", 5)
     folder = tmp_path / "data/images/train"
     for path in folder.glob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
         path.unlink()
-    subprocess.run([sys.executable, str(EXAMPLE), str(folder), str(tmp_path / "store")], check=True)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(folder), str(tmp_path / "store")])
+    runpy.run_path(str(EXAMPLE))
     return tmp_path / "store", data
 
 

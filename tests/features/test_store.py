@@ -286,3 +286,32 @@ def test_a_folder_without_a_store_says_so(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"size": 3}')
     with pytest.raises(StoreError, match=r"manifest\.json: extractor: Field required"):
         FeatureStore.open(tmp_path)
+
+
+def test_strides_that_do_not_divide_are_refused(make_store: MakeStore) -> None:
+    path = make_store().directory / "manifest.json"
+    path.write_text(path.read_text().replace('"16": 8', '"12": 8'))
+    with pytest.raises(StoreError, match="strides must divide the largest, 32, and that the size; 12 does not fit"):
+        FeatureStore.open(path.parent)
+
+
+def test_features_on_a_gpu_need_one(make_store: MakeStore, split: Split) -> None:
+    store = FeatureStore.open(make_store().directory, "gpu")
+    with pytest.raises(ConfigError, match="residency gpu: the features are used on cpu"):
+        store.index("train")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("residency", ["stream", "gpu"])
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_features_come_to_the_gpu_as_they_are_on_the_cpu(
+    make_store: MakeStore, split: Split, residency: Residency, dtype: str
+) -> None:
+    directory = make_store(dtype=dtype).directory
+    on_cpu, on_gpu = FeatureStore.open(directory), FeatureStore.open(directory, residency, "cuda")
+    pictures = [[on_cpu.whole(row)] for row in range(10)]
+    expected, found = on_cpu.read("train", pictures), on_gpu.read("train", pictures)
+    for stride in expected:
+        assert found[stride].device.type == "cuda"
+        torch.testing.assert_close(found[stride].cpu(), expected[stride], rtol=1e-6, atol=1e-6)
