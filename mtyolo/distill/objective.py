@@ -71,7 +71,9 @@ OUTPUT_TERMS: dict[str, Callable[[Exchange], Tensor]] = {
     "mse": lambda exchange: losses.logit_mse(*exchange.rows, exchange.groups),
     "kl": lambda exchange: losses.bernoulli_kl(*exchange.rows, exchange.config.temperature, exchange.groups),
     "soft": lambda exchange: losses.soft_bce(*exchange.rows, exchange.groups),
-    "scaled": lambda exchange: losses.objectness_scaled(*exchange.rows, exchange.groups),
+    "scaled": lambda exchange: losses.objectness_scaled(
+        exchange.student.detect, exchange.teacher.detect, exchange.groups
+    ),
     "masks": Exchange.masks,
     "keypoints": Exchange.keypoints,
 }

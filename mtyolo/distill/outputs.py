@@ -6,6 +6,7 @@ Rows are [B, sum(A*H*W), 5 + classes] logits, level by level, fine to coarse: 25
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,21 +82,26 @@ def soft_bce(student: Tensor, teacher: Tensor, groups: Groups = EQUAL) -> Tensor
     return _by_group(losses, groups)
 
 
-def objectness_scaled(student: Tensor, teacher: Tensor, groups: Groups = EQUAL) -> Tensor:
+def objectness_scaled(student: Sequence[Tensor], teacher: Sequence[Tensor], groups: Groups = EQUAL) -> Tensor:
     """Objectness everywhere; box and classes in proportion to the teacher's objectness.
 
-    Divergences of a row's independent sigmoids add up; rows are divided by the sum of the teacher's objectness, not by
-    their number, so that background does not dilute objects. Mehta and Ozturk 2018, arXiv:1805.06361 (with squared
-    differences there).
+    student, teacher: maps [..., 5 + classes] a level. Divergences of a row's independent sigmoids add up; rows are
+    divided by the sum of the teacher's objectness, not by their number, so that background does not dilute objects.
+    Mehta and Ozturk 2018, arXiv:1805.06361 (with squared differences there).
     """
-    belief = teacher[..., OBJECTNESS].sigmoid()
-    objects = belief.sum().clamp(min=1.0)
-    objectness = bernoulli_divergence(student[..., OBJECTNESS], teacher[..., OBJECTNESS]).sum()
-    sure = belief > SMALLEST_BELIEF
-    weight, divergence = belief[sure], bernoulli_divergence(student[sure], teacher[sure])
-    box = (weight * divergence[:, BOX].sum(1)).sum()
-    classes = (weight * divergence[:, CLASSES].sum(1)).sum()
-    return (groups.box * box + groups.objectness * objectness + groups.classes * classes) / objects
+    total = student[0].new_zeros((), dtype=torch.float32)
+    objects = total.clone()
+    for found, wanted in zip(student, teacher, strict=True):
+        wanted_objectness = wanted[..., OBJECTNESS].float()
+        belief = wanted_objectness.sigmoid()
+        objects = objects + belief.sum()
+        objectness = bernoulli_divergence(found[..., OBJECTNESS].float(), wanted_objectness).sum()
+        # Few rows: only these are read, converted and differentiated.
+        sure = belief > SMALLEST_BELIEF
+        divergence = bernoulli_divergence(found[sure].float(), wanted[sure].float())
+        parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
+        total = total + groups.objectness * objectness + (belief[sure] * parts).sum()
+    return total / objects.clamp(min=1.0)
 
 
 def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, size: tuple[int, int]) -> Tensor:
@@ -147,9 +153,10 @@ def confident(teacher: Tensor, place: Geometry) -> Picks:
 
 
 def _by_group(values: Tensor, groups: Groups) -> Tensor:
-    """Mean of each group over all rows, weighted and added. A model of one class still has one class value."""
-    parts = (values[..., BOX].mean(), values[..., OBJECTNESS].mean(), values[..., CLASSES].mean())
-    return torch.stack([weight * part for weight, part in zip(groups, parts, strict=True)]).sum()
+    """Mean of each group over all rows, weighted and added, in one pass: [B, R, 5 + classes] to a scalar."""
+    columns = values.new_full((values.shape[-1],), groups.classes / max(1, values.shape[-1] - BOX_VALUES))
+    columns[BOX], columns[OBJECTNESS] = groups.box / (BOX_VALUES - 1), groups.objectness
+    return (values @ columns).mean()
 
 
 def _rows(maps: list[Tensor]) -> Tensor:

