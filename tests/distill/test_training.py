@@ -78,7 +78,7 @@ def test_the_deployed_file_has_the_student_alone(weights: str, data: DataConfig,
     assert saved == {name: tensor.shape for name, tensor in tiny_model().state_dict().items()}
 
 
-def test_projectors_train_and_are_kept_for_resuming(weights: str, data: DataConfig, tmp_path: Path) -> None:
+def test_projectors_are_no_part_of_the_model_in_the_runs_state(weights: str, data: DataConfig, tmp_path: Path) -> None:
     run = distilled(weights, data, tmp_path / "run", features=FEATURES, epochs=1)
     learned = torch.load(run.out / "state.pt", weights_only=True)
     assert not [name for name in learned["model"] if "projector" in name or "generator" in name]
