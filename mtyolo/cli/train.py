@@ -20,6 +20,7 @@ EXAMPLES = (
 )
 FREEZE_DETECTOR = "freeze-then-unfreeze"
 """The plan that --freeze-det stands for."""
+AUTOMATIC = "auto"
 
 
 def _field(name: str, text: str, **limits: Any) -> Any:
@@ -51,7 +52,9 @@ FreezeDet = Annotated[
 FreezeEpochs = Annotated[int | None, _field("freeze_epochs", "Epochs of the plan's first stage.", min=1)]
 Epochs = Annotated[int | None, _field("epochs", "Epochs of the whole run.", min=1)]
 ImageSize = Annotated[int | None, _field("imgsz", "Side of the square network input, in pixels.", min=1)]
-Batch = Annotated[int | None, _field("batch", "Images a step, over all processes.", min=1)]
+Batch = Annotated[
+    str | None, _field("batch", "Images a step, over all processes; auto: as many as the GPU's memory takes.")
+]
 Accumulate = Annotated[int | None, _field("accumulate", "Steps whose gradients are added up for one update.", min=1)]
 Rate = Annotated[float | None, _field("lr", "Learning rate after the warm-up, of parts without a scale.")]
 Optimizer = Annotated[str | None, _field("optimizer", "sgd or adamw.")]
@@ -111,15 +114,27 @@ def train(
     if resume is None and (model is None or data is None):
         raise typer.BadParameter("a new run needs --model and --data; --resume FOLDER goes on with one")
     given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields}
-    settings = _settings(config, given, no_augment)
+    automatic = given["batch"] == AUTOMATIC
+    settings = _settings(config, given | {"batch": None} if automatic else given, no_augment)
 
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
 
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
+    if automatic and opened is not None:
+        settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
     chosen = FREEZE_DETECTOR if freeze_det else plan
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
+
+
+def _fitting_batch(model: Any, settings: TrainConfig) -> int:
+    from mtyolo.device import find_device
+    from mtyolo.training.batch_size import fitting_batch
+
+    batch = fitting_batch(model, settings.imgsz, find_device(settings.device))
+    say(f"batch: {batch}")
+    return batch
 
 
 def _settings(file: Path | None, given: dict[str, Any], no_augment: bool) -> TrainConfig:

@@ -66,6 +66,13 @@ def test_predict_draws_every_picture_and_describes_it(run: Path, shapes: Path, t
     assert all(Path(one["picture"]).is_file() for one in found)
 
 
+@pytest.mark.slow
+def test_batch_may_be_found_automatically(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--model", "yolov5n.yaml", "--data", str(shapes), "--out", str(tmp_path), *SMALL]
+    assert main([*arguments, "--epochs", "1", "--workers", "0", "--batch", "auto"]) == 0
+    assert "batch: 16" in capsys.readouterr().err  # what a CPU gets
+
+
 def test_show_counts_what_the_official_network_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "yolov5n.yaml", "--imgsz", "640"]) == 0
     total = next(line for line in capsys.readouterr().out.splitlines() if "│ all" in line)

@@ -95,7 +95,7 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
         (["--lr", "0"], ["lr", "greater than 0"]),
         (["--precision", "fp8"], ["precision", "'fp8'"]),
         (["--epochs", "0"], ["--epochs"]),
-        (["--batch", "many"], ["--batch", "integer"]),
+        (["--batch", "many"], ["batch", "integer", "'many'"]),
         (["--freeze-det", "--plan", "all-at-once"], ["--freeze-det", "--plan"]),
         (["--frezze-det"], ["--frezze-det", "--freeze-det"]),
     ],
