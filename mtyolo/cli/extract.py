@@ -122,7 +122,8 @@ def _say_estimate(
     if images is not None:
         found = found._replace(images=images)
     if json is not None:
-        write_json(found._asdict() | {"bytes": found.bytes, "seconds": found.seconds(), "gain": found.gain}, json)
+        seconds = found.seconds(settings.share[1], settings.workers)
+        write_json(found._asdict() | {"bytes": found.bytes, "seconds": seconds, "gain": found.gain}, json)
     if str(json) != "-":
         _print_estimate(found, settings)
 

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["detect"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from tiny_features import make_images
+from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
-from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.sources import load_split
 from mtyolo.errors import CheckpointError, ConfigError, StoreError
@@ -23,56 +23,25 @@ from mtyolo.model import Model
 from mtyolo.training.train import train as loop
 
 SIZE = 64
-EXTRACTOR = """
-import torch
-from mtyolo.extractors import Extractor
-from mtyolo.structures import Level
-
-class Frozen(Extractor):
-    def __init__(self, seed=0):
-        super().__init__()
-        self.levels = (Level(8, 6), Level(16, 8), Level(32, 12))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.convolutions = torch.nn.ModuleList(
-                torch.nn.Sequential(
-                    torch.nn.Conv2d(3, level.channels, level.stride, level.stride),
-                    torch.nn.BatchNorm2d(level.channels),
-                )
-                for level in self.levels
-            )
-
-    def forward(self, images):
-        return {level.stride: layer(images) for level, layer in zip(self.levels, self.convolutions)}
-"""
 PLAN = {"stages": [{"name": "frozen", "train": ["adapters", "detector", "keypoint"], "augment": False}]}
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A data file of ten images; its folder holds a module with an extractor of one's own."""
     torch.set_num_threads(1)
     path = make_images(tmp_path / "data", 10)
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(content | {"val": content["train"]}))
-    (tmp_path / "own_extractor.py").write_text(EXTRACTOR)
+    write_own_extractor(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield path
     sys.modules.pop("own_extractor", None)
 
 
-def model_file(seed: int = 0) -> dict[str, Any]:
-    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
-    return {
-        "extractor": {"name": "own_extractor:Frozen", "weights": "none", "arguments": {"seed": seed}},
-        "detector": {"graph": graph | {"width_multiple": 0.05, "depth_multiple": 0.1}},
-        "tasks": {"detect": {}, "keypoint": {}},
-    }
-
-
 def make_model(data: Path, **options: Any) -> Model:
     torch.manual_seed(1)
-    model = build(model_file(), data=data, trust=True, **options)
+    model = build(own_extractor_model(), data=data, trust=True, **options)
     torch.manual_seed(2)
     for name, parameter in sorted(model.named_parameters()):
         if not name.startswith("extractor."):
@@ -220,7 +189,7 @@ def test_a_store_of_another_size_or_extractor_is_refused(
     with pytest.raises(StoreError, match="made at 64 px, the model asks for 96 px"):
         loop(model, data, plan=PLAN, config=larger, out=tmp_path / "run", features=store, progress=False)
     with pytest.raises(StoreError, match=r"extractor's arguments \{\"seed\": 0\}, the model file says \{\"seed\": 5\}"):
-        build(model_file(seed=5), data=data, features=store)
-    other = build(model_file(seed=5), data=data, trust=True)
+        build(own_extractor_model(seed=5), data=data, features=store)
+    other = build(own_extractor_model(seed=5), data=data, trust=True)
     with pytest.raises(StoreError, match="made with the extractor's weights"):
         loop(other, data, plan=PLAN, config=config, out=tmp_path / "run", features=store, progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,12 +13,36 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from mtyolo.config.model import shipped_configs
 from mtyolo.data.sources import load_split
 from mtyolo.extractors.base import Extractor
 from mtyolo.features.writer import ExtractOptions, extract
 from mtyolo.structures import Level
 
 SIZE = 64
+
+OWN_EXTRACTOR = """
+import torch
+from mtyolo.extractors import Extractor
+from mtyolo.structures import Level
+
+class Frozen(Extractor):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.levels = (Level(8, 6), Level(16, 8), Level(32, 12))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.convolutions = torch.nn.ModuleList(
+                torch.nn.Sequential(
+                    torch.nn.Conv2d(3, level.channels, level.stride, level.stride),
+                    torch.nn.BatchNorm2d(level.channels),
+                )
+                for level in self.levels
+            )
+
+    def forward(self, images):
+        return {level.stride: layer(images) for level, layer in zip(self.levels, self.convolutions)}
+"""
 
 
 class TinyExtractor(Extractor):
@@ -75,3 +100,17 @@ def extract_slowly(data: Path, folder: Path, started: Event) -> None:
     split = load_split(data, "train")
     started.set()
     extract(SlowExtractor(), [split], folder, SIZE, ExtractOptions(batch=2, dtype="fp32"))
+
+
+def write_own_extractor(folder: Path) -> None:
+    """A module that a model file names as own_extractor:Frozen."""
+    (folder / "own_extractor.py").write_text(OWN_EXTRACTOR)
+
+
+def own_extractor_model(seed: int = 0) -> dict[str, Any]:
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    return {
+        "extractor": {"name": "own_extractor:Frozen", "weights": "none", "arguments": {"seed": seed}},
+        "detector": {"graph": graph | {"width_multiple": 0.05, "depth_multiple": 0.1}},
+        "tasks": {"detect": {}, "keypoint": {}},
+    }
