@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtyolo.api import build, train
 from mtyolo.checkpoint import load
-from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.config.training import AugmentConfig, LossGains, TrainConfig
 from mtyolo.data.shapes import make_shapes
 from mtyolo.data.sources import load_split
 from mtyolo.drawing import save_image
@@ -38,7 +38,7 @@ class Demonstration:
 
 
 def demo_config(epochs: int, seed: int, device: str) -> TrainConfig:
-    """Found by trial: AdamW brings a fresh neck far in few steps; mosaic would make small objects smaller yet."""
+    """For a fresh neck and few steps: AdamW, no mosaic, twice the usual weight on where keypoints are."""
     return TrainConfig(
         epochs=epochs,
         imgsz=TRAINED_SIZE,
@@ -49,12 +49,13 @@ def demo_config(epochs: int, seed: int, device: str) -> TrainConfig:
         workers=0,
         seed=seed,
         device=device,
+        gains=LossGains(location=0.2),
         augment=AugmentConfig(mosaic=0, flip=0.5, scale=0.1, translate=0.05, hue=0, saturation=0.2, value=0.2),
     )
 
 
 def demonstrate(
-    out: Path, *, epochs: int = 20, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
+    out: Path, *, epochs: int = 25, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
 ) -> Demonstration:
     """Draw a data set, train on it with a frozen extractor, judge on pictures that were not trained on."""
     say(f"drawing {TRAINING_IMAGES + VALIDATION_IMAGES} pictures with boxes, masks and keypoints …")

@@ -46,7 +46,8 @@ class Targets:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         return Targets(
-            *(tensor.to(device, non_blocking=non_blocking) for tensor in (self.image_index, self.classes)),
+            image_index=self.image_index.to(device, non_blocking=non_blocking),
+            classes=self.classes.to(device, non_blocking=non_blocking),
             boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=non_blocking),
             masks=move(self.masks),
             keypoints=move(self.keypoints),

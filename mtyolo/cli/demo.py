@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the drawn data, the training, and the pictures.")] = Path(
         "runs/demo"
     ),
-    epochs: Annotated[int, typer.Option(min=1, help="More is better, and longer.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="More is better, and longer.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the drawn data and the training.")] = 0,
     device: options.Device = "auto",
 ) -> None:
