@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from mtyolo.api import build, train
@@ -55,9 +56,18 @@ def demo_config(epochs: int, seed: int, device: str) -> TrainConfig:
 
 
 def demonstrate(
-    out: Path, *, epochs: int = 25, seed: int = 0, device: str = "auto", say: Callable[[str], None] = print
+    out: Path | None = None,
+    *,
+    epochs: int = 25,
+    seed: int = 0,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
 ) -> Demonstration:
-    """Draw a data set, train on it with a frozen extractor, judge on pictures that were not trained on."""
+    """Draw a data set, train on it with a frozen extractor, judge on pictures that were not trained on.
+
+    out: by default the first of runs/demo, runs/demo2, … that is not there.
+    """
+    out = out or _free_folder()
     say(f"drawing {TRAINING_IMAGES + VALIDATION_IMAGES} pictures with boxes, masks and keypoints …")
     data = make_shapes(out / "shapes", TRAINING_IMAGES, VALIDATION_IMAGES, DRAWN_SIZE, seed)
     say("training YOLOv5n on features of a frozen ImageNet EfficientNet-Lite0 …")
@@ -78,3 +88,8 @@ def demonstrate(
         comparison=save_image(side_by_side, out / "truth_and_prediction.jpg"),
         predictions=[result.save(out / "predictions" / f"{number}.jpg") for number, result in enumerate(results, 1)],
     )
+
+
+def _free_folder() -> Path:
+    folders = (Path("runs") / f"demo{number if number > 1 else ''}" for number in count(1))
+    return next(folder for folder in folders if not folder.exists())

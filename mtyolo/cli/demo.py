@@ -13,9 +13,13 @@ EXAMPLES = ("mtyolo demo", "mtyolo demo --out /tmp/demo --epochs 10")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the drawn data, the training, and the pictures.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the drawn data, the training, and the pictures.",
+            show_default="the next free of runs/demo, demo2, …",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="More is better, and longer.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the drawn data and the training.")] = 0,
     device: options.Device = "auto",
