@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mtyolo.extractors import GivenFeatures
 from mtyolo.model import Model
+from mtyolo.structures import Pyramid
 
 WITHOUT_GPU = 16
 """The official recipe's; a CPU is no faster with more."""
@@ -39,7 +41,15 @@ def largest_batch(batches: Sequence[int], used: Sequence[float], available: floa
 def _memory_of_step(model: Model, size: int, batch: int, device: torch.device) -> float:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    outputs = model(torch.rand(batch, 3, size, size, device=device))
+    if isinstance(model.extractor, GivenFeatures):
+        outputs = model(pyramid=_features(model.extractor, size, batch, device))
+    else:
+        outputs = model(torch.rand(batch, 3, size, size, device=device))
     torch.stack([level.float().mean() for level in outputs.detect]).sum().backward()
     model.zero_grad(set_to_none=True)
     return float(torch.cuda.max_memory_allocated(device))
+
+
+def _features(extractor: GivenFeatures, size: int, batch: int, device: torch.device) -> Pyramid:
+    shapes = {level.stride: (level.channels, size // level.stride, size // level.stride) for level in extractor.levels}
+    return {stride: torch.rand(batch, *shape, device=device) for stride, shape in shapes.items()}
