@@ -1,6 +1,6 @@
 """Do mirrors and mosaics of features help? Does int8 harm? The same short training with each, over three seeds.
 
-python tests/benchmarks/feature_augmentation.py [--epochs 30] [--seeds 3] [--dtypes]
+python tests/benchmarks/feature_augmentation.py [--epochs 30] [--seeds 3] [--dtype int8]
 
 A frozen Lite0 feeds a YOLOv5n from a store; adapters and detector train. AP is that of boxes on coco_mini's 40
 validation photos, with the weights of the last epoch. Needs coco_mini and the weights beside it (MTYOLO_TEST_DATA).
@@ -23,7 +23,7 @@ from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.sources import load_split
 from mtyolo.evaluation.validate import validate
 from mtyolo.features.dataset import make_store_loader
-from mtyolo.features.manifest import DTYPES, Dtype
+from mtyolo.features.manifest import DTYPES
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import ExtractOptions, extract
@@ -100,28 +100,20 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--dtypes", action="store_true", help="compare ways of storing instead, with mirrors")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     options = parser.parse_args()
     data = coco_mini()
-    print(f"{options.epochs} epochs at {SIZE} px")
+    print(f"{options.epochs} epochs at {SIZE} px, stored as {options.dtype}")
     print("| way | AP of each seed | mean |\n| --- | --- | ---: |")
-    if options.dtypes:
-        for dtype in DTYPES:
-            compare({dtype: WAYS["flip"]}, dtype, data, options)
-    else:
-        compare({way: WAYS[way] for way in options.ways}, "fp16", data, options)
-
-
-def compare(ways: dict[str, tuple[float, float]], dtype: Dtype, data: DataConfig, options: argparse.Namespace) -> None:
-    """A row of the table for each way, from one store."""
     with tempfile.TemporaryDirectory() as folder:
         model = build(model_file(), data=data)
         assert model.extractor is not None
         assert model.config.extractor is not None
         splits = [load_split(data, split) for split in ("train", "val")]
-        stored = ExtractOptions(dtype=dtype, source=source_of(model.config.extractor))
+        stored = ExtractOptions(dtype=options.dtype, source=source_of(model.config.extractor))
         extract(model.extractor, splits, folder, SIZE, stored)  # type: ignore[arg-type]
-        for way, (flip, mosaic) in ways.items():
+        for way in options.ways:
+            flip, mosaic = WAYS[way]
             augment = AugmentConfig(flip=flip, mosaic=mosaic, scale=0, translate=0, hue=0, saturation=0, value=0)
             found = [run(Path(folder), data, augment, seed, options) for seed in range(options.seeds)]
             listed = ", ".join(f"{value:.4f}" for value in found)
