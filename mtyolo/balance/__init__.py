@@ -64,7 +64,7 @@ def make_balancer(word: str, tasks: Sequence[str], weights: Mapping[str, float] 
         make_aggregator, averages = AGGREGATORS[word]
         return GradientBalancer(make_aggregator(), weights, factor=count if averages else 1)
     except ImportError as error:
-        raise ConfigError(f"balance: {word}: {error}") from None
+        raise ConfigError(f"balance: {word}: pip install 'mtyolo[balance]'; {error}") from None
 
 
 __all__ = ["AGGREGATORS", "SCALARIZERS", "Balancer", "make_balancer"]
