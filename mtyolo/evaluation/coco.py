@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -57,7 +58,25 @@ class CocoPrecision:
         evaluation.params.maxDets = self.most_detections
         evaluation.evaluate()
         evaluation.accumulate()
-        return verdict(evaluation.eval["precision"], classes, self)
+        found = verdict(evaluation.eval["precision"], classes, self)
+        if self.kind == "keypoints":
+            found.similarity = self._mean_best(evaluation.ious)
+        return found
+
+    def _mean_best(self, similarities: Mapping[tuple[int, int], Any]) -> float:
+        """Mean over the objects with labelled points of the best that was found for each, 0 where nothing was.
+
+        similarities: image and class -> [found, true], rows and columns in the order of the annotations.
+        """
+        places: Counter[tuple[int, int]] = Counter()
+        best = []
+        for annotation in self.true:
+            pair = (annotation["image_id"], annotation["category_id"])
+            column, places[pair] = places[pair], places[pair] + 1
+            if annotation["num_keypoints"] and not annotation["iscrowd"]:
+                table = np.asarray(similarities[pair])
+                best.append(float(table[:, column].max()) if table.size else 0.0)
+        return float(np.mean(best))
 
     def _coco(self, annotations: Sequence[Annotation], classes: Sequence[int]) -> COCO:
         coco = COCO()

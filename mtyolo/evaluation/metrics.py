@@ -26,6 +26,7 @@ class TaskMetrics:
     images: int
     objects: int  # without crowd regions; masks and keypoints: objects that carry them
     per_class: dict[str, float] = field(default_factory=dict)  # name -> AP, classes that are present
+    similarity: float = math.nan  # keypoints: mean over objects of the best OKS found; moves long before AP does
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Metrics:
         for task, found in self.tasks.items():
             values |= {f"{task}/AP": found.ap, f"{task}/AP50": found.ap50, f"{task}/AP75": found.ap75}
             values |= {f"{task}/images": found.images, f"{task}/objects": found.objects}
+            values |= {f"{task}/OKS": found.similarity} if task == "keypoint" else {}
         values["fitness"] = self.fitness
         values |= {f"seconds/{step}": seconds for step, seconds in self.seconds.items()}
         return {key: None if math.isnan(value) else value for key, value in values.items()}
@@ -62,11 +64,20 @@ class Metrics:
 
         spent = " · ".join(f"{step} {1000 * seconds:.1f} ms" for step, seconds in self.seconds.items())
         table = Table(title="Average precision (COCO)", caption=f"an image: {spent}" if spent else None)
-        for column in ("task", "images", "objects", "AP", "AP50", "AP75"):
+        for column in (
+            "task",
+            "images",
+            "objects",
+            "AP",
+            "AP50",
+            "AP75",
+            *(["OKS"] if "keypoint" in self.tasks else []),
+        ):
             table.add_column(column, justify="left" if column == "task" else "right")
         for task, found in self.tasks.items():
             precision = (_shown(found.ap), _shown(found.ap50), _shown(found.ap75))
-            table.add_row(task, str(found.images), str(found.objects), *precision)
+            similarity = (_shown(found.similarity),) if task == "keypoint" else ()
+            table.add_row(task, str(found.images), str(found.objects), *precision, *similarity)
         return table
 
 

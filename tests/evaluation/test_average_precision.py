@@ -238,6 +238,20 @@ def test_points_count_up_to_their_similarity(with_mask: bool):
     assert metrics.ap == pytest.approx(0.7)  # 0.50, 0.55 … 0.80
     assert (metrics.ap50, metrics.ap75) == (1, 1)
     assert (metrics.images, metrics.objects) == (1, 1)
+    assert metrics.similarity == pytest.approx(0.82, abs=1e-4)
+
+
+def test_similarity_is_that_of_the_best_found_and_zero_where_nothing_was():
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    truth = points_at((80, 80), (120, 120))
+    near = truth + np.array([off_by(0.6, 100 * 100, SIGMAS[0]), 0, 0], np.float32) * [[[1], [0]]]
+    guess = np.concatenate([points_at((190, 10), (10, 190)), near.astype(np.float32)])
+    judge.add(
+        found(BOX, BOX, scores=[0.9, 0.5], keypoints=torch.from_numpy(guess)), masked_record(BOX, keypoints=truth)
+    )
+    judge.add(found(keypoints=torch.zeros(0, 2, 3)), record(BOX, keypoints=truth))
+    metrics = judge.compute()
+    assert metrics.similarity == pytest.approx((0.8 + 0) / 2, abs=1e-3), "points of 0.6 and 1; then nothing found"
 
 
 def test_points_without_a_label_do_not_matter():

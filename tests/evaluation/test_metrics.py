@@ -32,6 +32,8 @@ def test_the_dictionary_survives_strict_json():
     assert values["detect/AP"] == 0.3
     assert values["segment/AP50"] == 0.2
     assert values["keypoint/AP"] is None
+    assert values["keypoint/OKS"] is None
+    assert "detect/OKS" not in values
     assert values["detect/images"] == 40
     assert values["seconds/forward"] == 0.02
     assert values["fitness"] == pytest.approx(0.2)
@@ -49,5 +51,6 @@ def test_the_table_shows_numbers_and_leaves_unknown_ones_open():
         "0.300",
         "0.500",
         "0.250",
+        "",
     ]
-    assert [part.strip() for part in rows["keypoint"].split("│")[4:-1]] == ["-", "-", "-"]
+    assert [part.strip() for part in rows["keypoint"].split("│")[4:-1]] == ["-", "-", "-", "-"]
