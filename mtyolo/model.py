@@ -86,7 +86,9 @@ class Model(nn.Module):
         if pyramid is None and self.extractor is not None:
             pyramid = self.extractor(images)
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
-        fused = self.graph(images, adapted)
+        # Aliases: a fine level is also on the way to the coarse ones, and each task's gradient on what its branch saw is
+        # wanted without the way through them (balance/).
+        fused = {stride: features.view_as(features) for stride, features in self.graph(images, adapted).items()}
         return Outputs(adapted, fused, **{task: branch(fused) for task, branch in self.branches.items()})
 
     def decode(self, outputs: Outputs) -> Tensor:

@@ -17,7 +17,7 @@ class GradientBalancer:
     """Each task's gradient reaches its own branch as it is; on the shared features they are aggregated into one.
 
     Only that one goes back through the rest of the model, so the cost beyond a plain sum is a few operations on the
-    features. Where nothing before the features trains there is nothing to reconcile: the sum is taken.
+    features. They must not depend on each other; those of `Model.forward` do not. Where nothing before the features trains there is nothing to reconcile: the sum is taken.
     """
 
     def __init__(self, aggregator: Aggregator, weights: Mapping[str, float], factor: float = 1.0) -> None:
@@ -32,7 +32,8 @@ class GradientBalancer:
         for feature in features:
             feature.retain_grad()
         scaled = [loss * (self.weights.get(task, 1.0) * scale) for task, loss in losses.items()]
-        mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1)
+        # The graph is kept: a loss that reaches deeper than the features, as a teacher's, has gone through it before.
+        mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1, retain_graph=True)
         for feature in features:
             feature.grad = None  # torch left the tasks' gradients there, one by one
         chosen = jac_to_grad(features, self.aggregator)

@@ -72,5 +72,5 @@ class GradNorm:
 
 
 def _norm(loss: Tensor, features: Sequence[Tensor]) -> Tensor:
-    gradients = torch.autograd.grad(loss, features, retain_graph=True)
+    gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.stack([gradient.norm() for gradient in gradients]).norm()

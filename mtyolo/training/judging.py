@@ -49,4 +49,4 @@ def judged(
         return {}
     stored = {} if store is None else {"loader": validation_batches(store, split, config.batch)}
     values = judge.validate(model, split, size=config.imgsz, batch=config.batch, **stored).as_dict()
-    return {name: value for name, value in values.items() if name == "fitness" or "/AP" in name}
+    return {name: value for name, value in values.items() if name == "fitness" or "/AP" in name or "/OKS" in name}

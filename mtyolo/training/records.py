@@ -58,7 +58,7 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
         "loss of each task": [name for name in _columns(rows) if name.startswith("loss/") and "." not in name],
         "loss components": [name for name in _columns(rows) if name.startswith("loss/") and "." in name],
         "weight in the balance": [name for name in _columns(rows) if name.startswith("weight/")],
-        "average precision": [name for name in _columns(rows) if name.endswith("/AP")],
+        "average precision, mean OKS": [name for name in _columns(rows) if name.endswith(("/AP", "/OKS"))],
     }
     shown = {title: names for title, names in groups.items() if names}
     if not shown:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchjd.aggregation import Sum
 
+from mtyolo.balance import AGGREGATORS, make_balancer
+from mtyolo.balance.gradient import GradientBalancer
 from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
@@ -46,6 +49,42 @@ def test_a_task_is_the_sum_of_its_components(make_model: MakeModel, shapes: Path
     assert set(losses.components) == {"detect.box", "detect.objectness", "detect.class"}
     components = [value.item() for value in losses.components.values()]
     assert losses.tasks["detect"].item() == pytest.approx(sum(components), rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_that_are_summed_task_by_task_are_those_of_the_sum(
+    precision: str, make_model: MakeModel, shapes: Path
+) -> None:
+    """Through a whole network, whose coarse features are made from the fine ones: no way is missed or counted twice."""
+    model, tasks, batch = make_model().eval(), ("detect", "segment", "keypoint"), first_batch(shapes)
+    gradients = []
+    for balancer in (make_balancer("fixed", tasks), GradientBalancer(Sum(), {})):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses = TasksObjective(tasks, LossGains())(model, batch)
+        balancer.backward(losses.tasks, losses.shared, 2.0)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    for name, expected in gradients[0].items():
+        found = gradients[1][name]
+        assert found is not None, name
+        assert expected is not None, name
+        assert (found - expected).norm() <= tolerance * expected.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("word", sorted(AGGREGATORS))
+def test_every_aggregator_steps_a_whole_network(word: str, make_model: MakeModel, shapes: Path) -> None:
+    model, tasks = make_model(), ("detect", "segment", "keypoint")
+    try:
+        balancer = make_balancer(word, tasks)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    for _ in range(2):
+        losses = TasksObjective(tasks, LossGains())(model, first_batch(shapes))
+        balancer.backward(losses.tasks, losses.shared, 1.0)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_a_run_that_diverges_names_the_images_counts_and_stops(
