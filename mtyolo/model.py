@@ -86,8 +86,8 @@ class Model(nn.Module):
         if pyramid is None and self.extractor is not None:
             pyramid = self.extractor(images)
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
-        # Aliases: a fine level is also on the way to the coarse ones, and each task's gradient on what its branch saw is
-        # wanted without the way through them (balance/).
+        # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
+        # its branch saw, without that way.
         fused = {stride: features.view_as(features) for stride, features in self.graph(images, adapted).items()}
         return Outputs(adapted, fused, **{task: branch(fused) for task, branch in self.branches.items()})
 

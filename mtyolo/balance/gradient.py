@@ -17,7 +17,8 @@ class GradientBalancer:
     """Each task's gradient reaches its own branch as it is; on the shared features they are aggregated into one.
 
     Only that one goes back through the rest of the model, so the cost beyond a plain sum is a few operations on the
-    features. They must not depend on each other; those of `Model.forward` do not. Where nothing before the features trains there is nothing to reconcile: the sum is taken.
+    features. They must not depend on each other; those of `Model.forward` do not. Where nothing before the features
+    trains there is nothing to reconcile: the sum is taken.
     """
 
     def __init__(self, aggregator: Aggregator, weights: Mapping[str, float], factor: float = 1.0) -> None:
@@ -36,6 +37,7 @@ class GradientBalancer:
         mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1, retain_graph=True)
         for feature in features:
             feature.grad = None  # torch left the tasks' gradients there, one by one
+            feature.jac = feature.jac.float()  # type: ignore[attr-defined]  # some aggregators know no half precision
         chosen = jac_to_grad(features, self.aggregator)
         gradients = [feature.grad * self.factor for feature in features if feature.grad is not None]
         for feature in features:

@@ -73,14 +73,16 @@ def test_gradients_that_are_summed_task_by_task_are_those_of_the_sum(
 
 
 @pytest.mark.parametrize("word", sorted(AGGREGATORS))
-def test_every_aggregator_steps_a_whole_network(word: str, make_model: MakeModel, shapes: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_aggregator_steps_a_whole_network(precision: str, word: str, make_model: MakeModel, shapes: Path) -> None:
     model, tasks = make_model(), ("detect", "segment", "keypoint")
     try:
         balancer = make_balancer(word, tasks)
     except ConfigError as error:
         pytest.skip(str(error))
     for _ in range(2):
-        losses = TasksObjective(tasks, LossGains())(model, first_batch(shapes))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses = TasksObjective(tasks, LossGains())(model, first_batch(shapes))
         balancer.backward(losses.tasks, losses.shared, 1.0)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
