@@ -87,13 +87,14 @@ def cells_of(maps: Sequence[Tensor], layout: Layout, size: Shape) -> list[Cells]
     return cells
 
 
-def points_in_pixels(maps: Sequence[Tensor], layout: Layout, size: Shape) -> list[Tensor]:
-    """[B, A, H, W, 3 * K] raw a level to the same with x, y in pixels; visibility stays a logit."""
+def points_in_pixels(maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[Tensor]:
+    """[B, A, H, W, 3 * K] raw a level to the same with x, y in pixels; visibility stays a logit.
+
+    boxes: [B, A, H, W, 4] cxcywh a level, of the same rows.
+    """
     found = []
-    for level, anchors, stride in zip(maps, layout.anchors, layout.strides, strict=True):
-        place = geometry(Layout((stride,), anchors[None]), size)
-        rows = [part.repeat(level.shape[0], 1) for part in (place.centres, place.anchors)]
-        points, seen = points_of(level.flatten(0, 3), *rows)
+    for level, places in zip(maps, boxes, strict=True):
+        points, seen = points_of(level.flatten(0, 3), places.flatten(0, 3))
         found.append(torch.cat((points, seen[..., None]), -1).flatten(1).unflatten(0, level.shape[:-1]))
     return found
 
@@ -146,7 +147,7 @@ def to_layout(cells: dict[int, Cells], target: Layout, size: Shape, scale: float
         if level.coefficients is not None:
             coefficients.append(level.coefficients)
         if level.points is not None:
-            keypoints.append(_encode_points(level.points, here, scale))
+            keypoints.append(_encode_points(level.points, level.boxes))
     # Prototypes are the whole picture's; the caller has them.
     empty = maps[0].new_zeros(0)
     return Outputs({}, {}, maps, MaskOutputs(coefficients, empty) if coefficients else None, keypoints or None)
@@ -185,8 +186,8 @@ def _encode(cells: Cells, place: Geometry, scale: float) -> Tensor:
     return torch.logit(torch.cat(values, -1), eps=EDGE)
 
 
-def _encode_points(points: Tensor, place: Geometry, scale: float) -> Tensor:
+def _encode_points(points: Tensor, boxes: Tensor) -> Tensor:
     """The inverse of `points_of`; exact."""
-    values = points.unflatten(-1, (-1, POINT_VALUES))
-    xy = (values[..., :2] * scale - place.centres[..., None, :]) / place.anchors[..., None, :]
+    values, places = points.unflatten(-1, (-1, POINT_VALUES)), boxes[..., None, :]
+    xy = (values[..., :2] - places[..., :2]) / places[..., 2:].clamp(min=EDGE)
     return torch.cat((xy, values[..., 2:]), -1).flatten(-2)

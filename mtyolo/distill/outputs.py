@@ -50,8 +50,6 @@ class Picks(NamedTuple):
     row: Tensor  # [N] int64
     belief: Tensor  # [N]: objectness times best class
     boxes_cxcywh: Tensor  # [N, 4] pixels of the student's input: the teacher's
-    centres: Tensor  # [N, 2] pixels: of the rows' cells
-    anchors: Tensor  # [N, 2] pixels
 
 
 def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -130,10 +128,10 @@ def keypoint_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: 
     """Distance of points on the scale of object keypoint similarity, where the teacher sees them, and divergence of
     visibility; means over points, then over rows by belief.
 
-    student, teacher: [B, R, 3 * K] raw. sigmas: [K]. The scale is the area of the teacher's box.
+    student, teacher: [B, R, 3 * K] raw. sigmas: [K]. Both are placed in the teacher's box, whose area is the scale.
     """
-    points, seen = points_of(student[picks.image, picks.row], picks.centres, picks.anchors)
-    wanted, seen_by_teacher = points_of(teacher[picks.image, picks.row], picks.centres, picks.anchors)
+    points, seen = points_of(student[picks.image, picks.row], picks.boxes_cxcywh)
+    wanted, seen_by_teacher = points_of(teacher[picks.image, picks.row], picks.boxes_cxcywh)
     areas = picks.boxes_cxcywh[:, 2:].prod(1)
     missed = torch.log1p(oks_distance(points, wanted, areas, sigmas))  # as in the task's own loss
     location = (missed * seen_by_teacher.sigmoid()).mean(1)
@@ -149,7 +147,7 @@ def confident(teacher: Tensor, place: Geometry) -> Picks:
     row = best.indices[image, rank]
     here = Geometry(*(part[row] for part in place))
     boxes = boxes_at(teacher[image, row, BOX], here)
-    return Picks(image, row, best.values[image, rank], boxes, here.centres, here.anchors)
+    return Picks(image, row, best.values[image, rank], boxes)
 
 
 def _by_group(values: Tensor, groups: Groups) -> Tensor:

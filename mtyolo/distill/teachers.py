@@ -250,7 +250,8 @@ def _model_cells(raw: Outputs, layout: Layout, size: Shape) -> dict[int, Cells]:
         for stride, level in zip(layout.strides, raw.segment.coefficients, strict=True):
             cells[stride] = cells[stride]._replace(coefficients=level.float())
     if raw.keypoint is not None:
-        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint, layout, size), strict=True):
+        boxes = [cells[stride].boxes for stride in layout.strides]
+        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint, boxes), strict=True):
             cells[stride] = cells[stride]._replace(points=points)
     return cells
 

@@ -51,7 +51,14 @@ def _segment(step: Step) -> dict[str, Tensor]:
 def _keypoint(step: Step) -> dict[str, Tensor]:
     assert step.outputs.keypoint is not None, "the model has a keypoint branch"
     return keypoint_loss(
-        step.outputs.keypoint, step.assignment, step.targets, step.anchors, step.strides, step.gains, step.sigmas
+        step.outputs.keypoint,
+        step.outputs.detect,
+        step.assignment,
+        step.targets,
+        step.anchors,
+        step.strides,
+        step.gains,
+        step.sigmas,
     )
 
 

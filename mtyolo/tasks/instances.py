@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtyolo.geometry import boxes_to_original, points_to_original
+from mtyolo.geometry import boxes_to_original, points_to_original, xyxy_to_cxcywh
 from mtyolo.structures import Detections, Letterbox, Outputs
-from mtyolo.tasks.anchors import anchor_rows
 from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.segment.decode import compose_masks
@@ -61,10 +60,8 @@ def image_instances(
         prototypes = outputs.segment.prototypes[number]
         found.masks = compose_masks(coefficients, prototypes, boxes, size=size, letterbox=letterbox)
     if outputs.keypoint is not None:
-        shapes = [(level.shape[2], level.shape[3]) for level in outputs.keypoint]
-        centres, sizes = anchor_rows(shapes, anchors, strides)
         raw = _at_rows(outputs.keypoint, number, kept.rows)
-        points, visibility = points_of(raw, centres[kept.rows], sizes[kept.rows])
+        points, visibility = points_of(raw, xyxy_to_cxcywh(kept.boxes_xyxy))
         points = points if letterbox is None else points_to_original(points, letterbox)
         found.keypoints = torch.cat((points, visibility.sigmoid()[..., None]), -1)
     return found

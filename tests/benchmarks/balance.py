@@ -47,7 +47,7 @@ STAGE = {
     "norms": "frozen",
     "optimizer": "adamw",
     "lr": 0.005,
-    "lr_scale": {"detector": 0.02},
+    "lr_scale": {"detector": 0.005},
     "augment": {"mosaic": 0.3, "scale": 0.4},
 }
 """Enough for the shared layers to move, so that balancing has something to do; and to forget, so that it has to."""

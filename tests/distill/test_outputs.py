@@ -173,8 +173,6 @@ def picks() -> Picks:
         row=torch.tensor([3, 130, 60]),
         belief=torch.tensor([0.9, 0.5, 0.7]),
         boxes_cxcywh=torch.tensor([[20.0, 24, 24, 16], [40, 40, 40, 40], [32, 16, 20, 12]]),
-        centres=torch.tensor([[28.0, 4], [20, 4], [36, 60]]),
-        anchors=torch.tensor([[10.0, 13], [30, 61], [10, 13]]),
     )
 
 
@@ -225,7 +223,7 @@ def test_keypoints_agree_with_a_loop_over_points() -> None:
         own, wanted = (rows[chosen.image[n], chosen.row[n]].tolist() for rows in (student, teacher))
         values = []
         for k in range(2):
-            dx, dy = ((own[3 * k + i] - wanted[3 * k + i]) * float(chosen.anchors[n, i]) for i in range(2))
+            dx, dy = ((own[3 * k + i] - wanted[3 * k + i]) * float(chosen.boxes_cxcywh[n, 2 + i]) for i in range(2))
             exponent = (dx**2 + dy**2) / (2 * area * (2 * float(sigmas[k])) ** 2)
             seen = probability(wanted[3 * k + 2])
             values.append(seen * math.log(1 + exponent) + divergence(own[3 * k + 2], wanted[3 * k + 2]))

@@ -11,6 +11,7 @@ from scene import Scene
 from mtyolo.config.training import LossGains
 from mtyolo.structures import Assignment, Level, Matches
 from mtyolo.tasks.anchors import assign
+from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.branch import KeypointBranch
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.loss import COCO_SIGMAS, default_sigmas, keypoint_loss, oks_distance
@@ -24,7 +25,13 @@ def assigned(scene: Scene) -> Assignment:
 
 def losses_of(scene: Scene, assignment: Assignment | None = None) -> dict[str, torch.Tensor]:
     return keypoint_loss(
-        scene.outputs.keypoint, assignment or assigned(scene), scene.targets, scene.anchors, scene.strides, GAINS
+        scene.outputs.keypoint,
+        scene.outputs.detect,
+        assignment or assigned(scene),
+        scene.targets,
+        scene.anchors,
+        scene.strides,
+        GAINS,
     )
 
 
@@ -36,12 +43,20 @@ def raw_for(scene: Scene, shift: tuple[float, float] = (0, 0)) -> list[torch.Ten
         boxes = scene.targets.boxes_cxcywh[matches.object, 2:] * size
         points = scene.targets.keypoints[matches.object]
         wanted = points[..., :2] * size + torch.tensor(shift) * boxes.prod(1).sqrt()[:, None, None]
-        cells = torch.stack((matches.column, matches.row), 1) + 0.5
-        offsets = (wanted - cells[:, None] * scene.strides[number]) / scene.anchors[number][matches.anchor][:, None]
+        predicted = predicted_boxes(scene, number, matches)
+        offsets = (wanted - predicted[:, None, :2]) / predicted[:, None, 2:]
         logits = torch.where(points[..., 2:] > 0, 30.0, -30.0)
         values = torch.cat((offsets, logits), 2).flatten(1)
         maps[number][matches.image, matches.anchor, matches.row, matches.column] = values
     return maps
+
+
+def predicted_boxes(scene: Scene, level: int, matches: Matches) -> torch.Tensor:
+    """Where the detect branch's own decoding puts the boxes of a level's matches."""
+    rows = decode(scene.outputs.detect, scene.anchors, scene.strides)
+    counts = [math.prod(maps.shape[1:4]) for maps in scene.outputs.detect]
+    rows = rows.split(counts, 1)[level].unflatten(1, scene.outputs.detect[level].shape[1:4])
+    return rows[matches.image, matches.anchor, matches.row, matches.column, :4].detach()
 
 
 def alone(scene: Scene) -> Scene:
@@ -76,9 +91,9 @@ def test_default_sigmas_are_cocos_for_17_points_and_else_equal() -> None:
     assert default_sigmas(5).tolist() == pytest.approx([0.2] * 5)
 
 
-def test_points_are_measured_in_anchors_from_the_cells_centre() -> None:
+def test_points_are_measured_in_boxes_from_the_boxes_centre() -> None:
     raw = torch.tensor([[0.0, 0, 0, 1, -1, 2]])
-    points, visibility = points_of(raw, torch.tensor([[20.0, 30]]), torch.tensor([[10.0, 16]]))
+    points, visibility = points_of(raw, torch.tensor([[20.0, 30, 10, 16]]))
     assert points.tolist() == [[[20, 30], [30, 14]]]
     assert visibility.tolist() == [[0, 2]]
 
@@ -132,8 +147,14 @@ def test_location_loss_grows_with_the_distance_and_never_stops_pulling(scene: Sc
     assert min(pull for _, pull in found[1:]) > 0.1  # 1 - OKS would leave 1e-11 at the last
 
 
-def test_points_of_a_fresh_branch_lie_close_to_their_cells_centre() -> None:
+def test_the_box_learns_nothing_from_its_points(scene: Scene) -> None:
+    sum(losses_of(scene).values()).backward()
+    assert all(level.grad is None for level in scene.outputs.detect)
+    assert all(level.grad is not None for level in scene.outputs.keypoint)
+
+
+def test_points_of_a_fresh_branch_lie_close_to_their_boxes_centre() -> None:
     torch.manual_seed(0)
     maps = KeypointBranch((Level(8, 64),), 3, 17)({8: torch.randn(4, 64, 10, 10)})
-    offsets = maps[0].unflatten(-1, (-1, 3))[..., :2]  # in anchors
+    offsets = maps[0].unflatten(-1, (-1, 3))[..., :2]  # in boxes
     assert 0 < offsets.abs().mean() < 0.1

