@@ -64,16 +64,22 @@ class Batch:
     letterboxes: list[Letterbox]  # how to bring predictions back to original pixels (meaningless after mosaic)
     images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
     pyramid: Pyramid | None = None
+    replaced: Pyramid | None = None  # what the layers that the features replace gave on the same pixels; to align to
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         return replace(
             self,
             targets=self.targets.to(device, non_blocking),
             images=None if self.images is None else self.images.to(device, non_blocking=non_blocking),
-            pyramid=None
-            if self.pyramid is None
-            else {stride: level.to(device, non_blocking=non_blocking) for stride, level in self.pyramid.items()},
+            pyramid=_moved(self.pyramid, device, non_blocking),
+            replaced=_moved(self.replaced, device, non_blocking),
         )
+
+
+def _moved(pyramid: Pyramid | None, device: torch.device | str, non_blocking: bool) -> Pyramid | None:
+    if pyramid is None:
+        return None
+    return {stride: level.to(device, non_blocking=non_blocking) for stride, level in pyramid.items()}
 
 
 class MaskOutputs(NamedTuple):

@@ -21,6 +21,7 @@ EXAMPLES = (
     "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
     "mtyolo extract -m yolov5n-lite0.yaml -d coco_mini.yaml --out features --imgsz 320 --dtype int8",
     "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --features features --imgsz 320",
+    "mtyolo extract -m yolov5n-lite0.yaml -d photos/ --out features --views 12 --targets  # then train --plan align",
     "torchrun --nproc-per-node 8 -m mtyolo extract -m yolov5s-resnet50.yaml -d coco.yaml --out features",
 )
 SPLITS = "train, val"
@@ -33,6 +34,12 @@ Views = Annotated[
 Dtype = Annotated[str, typer.Option(help="fp16, bf16, fp32, or int8: half the bytes of fp16.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
+Targets = Annotated[
+    bool,
+    typer.Option(
+        "--targets", help="Also what the layers gave that the features replace: then adapters can be aligned."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Time a few images and say what the store would cost and bring; write none.")
 ]
@@ -53,6 +60,8 @@ def extract(
     batch: Batch = 16,
     workers: Workers = 2,
     device: options.Device = "auto",
+    targets: Targets = False,
+    weights: options.Weights = None,
     trust: options.Trust = False,
     dry_run: DryRun = False,
     images: Images = None,
@@ -64,12 +73,13 @@ def extract(
     from mtyolo.data.sources import load_split
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
-    from mtyolo.features.manifest import dtype_of
+    from mtyolo.features.manifest import REPLACED, dtype_of
+    from mtyolo.features.replaced import ReplacedLayers, target_options
     from mtyolo.features.standin import source_of
     from mtyolo.features.writer import ExtractOptions
 
     process = PartialState(cpu=device == "cpu")
-    opened = open_model(model, data=data, trust=trust)
+    opened = open_model(model, data=data, weights=weights, trust=trust)
     if opened.extractor is None or opened.config.extractor is None:
         raise ConfigError(f"{model}: has no extractor, so there are no features to store; see model_cfgs/ for some")
     settings = ExtractOptions(
@@ -83,10 +93,13 @@ def extract(
     )
     found = [load_split(data, name.strip()) for name in splits.split(",") if name.strip()]
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
+    replaced = ReplacedLayers(opened) if targets else None
     if dry_run:
         _say_estimate(opened, found, size, settings, images, json)
         return
     _write(opened.extractor, found, out, size, settings)
+    if replaced is not None:
+        _write(replaced, found, out / REPLACED, size, target_options(settings))
     process.wait_for_everyone()
     if process.is_main_process:
         from mtyolo.cli.features import print_info
@@ -97,12 +110,14 @@ def extract(
 
 def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: ExtractOptions) -> None:
     from mtyolo.cli.output import progress_bar
+    from mtyolo.features.manifest import REPLACED
     from mtyolo.features.writer import extract as write
 
     index, processes = settings.share
     # Shards are dealt out in turn, so every process has about the same number of images.
     total, done = sum(len(split) for split in splits) // processes, 0
-    with progress_bar("extract" if processes == 1 else f"extract {index + 1}/{processes}") as progress:
+    label = f"extract {out.name}" if out.name == REPLACED else "extract"
+    with progress_bar(label if processes == 1 else f"{label} {index + 1}/{processes}") as progress:
 
         def report(images: int) -> None:
             nonlocal done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,12 +45,20 @@ def features(
 
 
 def print_info(found: StoreInfo, json: Path | None) -> None:
-    manifest = found.manifest
     if json is not None:
-        splits = {split.name: split._asdict() for split in found.splits}
-        write_json({"directory": str(found.directory), "manifest": manifest.model_dump(), "splits": splits}, json)
-    if str(json) == "-":
-        return
+        write_json(_described(found), json)
+    if str(json) != "-":
+        _show(found)
+
+
+def _described(found: StoreInfo) -> dict[str, Any]:
+    splits = {split.name: split._asdict() for split in found.splits}
+    replaced = {} if found.replaced is None else {"replaced": _described(found.replaced)}
+    return {"directory": str(found.directory), "manifest": found.manifest.model_dump(), "splits": splits} | replaced
+
+
+def _show(found: StoreInfo) -> None:
+    manifest = found.manifest
     from rich import print as show
     from rich.table import Table
 
@@ -67,6 +75,8 @@ def print_info(found: StoreInfo, json: Path | None) -> None:
         )
     table.add_row("written with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     show(table)
+    if found.replaced is not None:
+        _show(found.replaced)
 
 
 def _verify(found: StoreInfo, data: Path | None, json: Path | None) -> None:
@@ -74,7 +84,7 @@ def _verify(found: StoreInfo, data: Path | None, json: Path | None) -> None:
     from mtyolo.features.verify import verify
 
     splits = [load_split(data, split.name) for split in found.splits] if data is not None else []
-    total, done = sum(split.shards for split in found.splits), 0
+    total, done = found.shards, 0
     with progress_bar("verify") as progress:
 
         def report(shards: int) -> None:

@@ -18,20 +18,30 @@ from mtyolo.data.transforms import Sample
 from mtyolo.features.augment import Picture, arrange, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
-from mtyolo.structures import Batch
+from mtyolo.features.replaced import read_targets
+from mtyolo.structures import Batch, Pyramid
 
 
 class StoreDataset(torch.utils.data.Dataset[Batch]):
     """A split whose images are in a store. Item i of epoch e depends only on (seed, e, i).
 
     Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
+    targets: of `replaced.open_targets`, to be read along; then pictures are whole views.
     Raises StoreError where images are missing from the store or have changed since.
     """
 
-    def __init__(self, store: FeatureStore, split: Split, augment: AugmentConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        split: Split,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        targets: FeatureStore | None = None,
+    ) -> None:
         self.store = store
+        self.targets = targets
         self.split = split
-        self.augment = augment
+        self.augment = augment if targets is None else _whole(augment)
         self.seed = seed
         self.epoch = 0
         self.records = [without_crowd(record) for record in split.records]
@@ -61,7 +71,13 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         pyramid = self.store.read(
             self.split.name, [picture.pieces for picture in pictures], [picture.mirrored for picture in pictures]
         )
-        return replace(batch, images=None, pyramid=pyramid)
+        return replace(batch, images=None, pyramid=pyramid, replaced=self._replaced(pictures))
+
+    def _replaced(self, pictures: Sequence[Picture]) -> Pyramid | None:
+        if self.targets is None:
+            return None
+        views = [(picture.pieces[0].row, picture.pieces[0].view) for picture in pictures]
+        return read_targets(self.targets, self.split.name, views, [picture.mirrored for picture in pictures])
 
     def _picture(self, epoch: int, index: int) -> Picture:
         if self.augment is None:
@@ -88,12 +104,18 @@ def make_store_loader(
     shuffle: bool,
     seed: int,
     drop_last: bool = False,
+    targets: FeatureStore | None = None,
 ) -> DataLoader[Batch]:
     """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
     more than copying them from a mapped file."""
-    dataset = StoreDataset(store, split, augment, seed)
+    dataset = StoreDataset(store, split, augment, seed, targets)
     batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed, drop_last=drop_last)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+
+
+def _whole(augment: AugmentConfig | None) -> AugmentConfig | None:
+    """Mirrors only: targets have seen the whole view."""
+    return augment and augment.model_copy(update={"mosaic": 0.0, "translate": 0.0})
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -17,6 +17,9 @@ from mtyolo.structures import Level
 
 MANIFEST = "manifest.json"
 
+REPLACED = "replaced"
+"""Folder inside a store: another one, with what the replaced layers gave. Features must not depend on it."""
+
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)

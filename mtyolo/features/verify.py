@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.features.index import change
-from mtyolo.features.manifest import Manifest, read_manifest
+from mtyolo.features.manifest import MANIFEST, REPLACED, Manifest, read_manifest
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import check_shard, shard_path
 
@@ -31,6 +31,12 @@ class StoreInfo(NamedTuple):
     directory: Path
     manifest: Manifest
     splits: tuple[SplitInfo, ...]
+    replaced: StoreInfo | None = None
+    """The store of what the replaced layers gave, where there is one."""
+
+    @property
+    def shards(self) -> int:
+        return sum(split.shards for split in self.splits) + (self.replaced.shards if self.replaced else 0)
 
 
 def info(directory: Path | str) -> StoreInfo:
@@ -42,7 +48,9 @@ def info(directory: Path | str) -> StoreInfo:
         paths = [shard_path(directory, name, number) for number in range(shards)]
         sizes = [path.stat().st_size for path in paths if path.is_file()]
         splits.append(SplitInfo(name, images, shards, len(sizes), sum(sizes)))
-    return StoreInfo(directory, manifest, tuple(splits))
+    inside = directory / REPLACED
+    replaced = info(inside) if (inside / MANIFEST).is_file() else None
+    return StoreInfo(directory, manifest, tuple(splits), replaced)
 
 
 def verify(
@@ -72,7 +80,8 @@ def verify(
         # Where shards are damaged their images can not be looked up: first things first.
         if not wrong.get(split.name):
             problems += _images(FeatureStore.open(directory, "stream"), split)
-    return problems
+    inside = directory / REPLACED
+    return problems + (verify(inside, splits, report) if (inside / MANIFEST).is_file() else [])
 
 
 def _images(store: FeatureStore, split: Split) -> list[str]:

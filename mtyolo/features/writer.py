@@ -83,7 +83,8 @@ def extract(
 ) -> Written:
     """Write the features of every image of `splits`. Shards that are there, whole and right, are kept.
 
-    extractor: has `levels` and `identity`; images [B, 3, size, size] in 0..1 -> pyramid. It is set to evaluation mode.
+    extractor: has `levels` and `identity`; images [B, 3, size, size] in 0..1 -> pyramid. It is moved to the device and
+    set to evaluation mode.
     report: called with the number of images done since the last call.
     Raises StoreError where the folder holds other features, DataError or ConfigError for wrong images or sizes.
     """
@@ -92,6 +93,7 @@ def extract(
     manifest = _manifest(extractor, splits, directory, size, options)
     if options.share[0] == 0:
         write_manifest(directory, manifest)
+    extractor.to(options.device)
     done = Written(0, 0, 0)
     for split in splits:
         work = _Work(directory, manifest, split, store_names(split.records))

@@ -28,12 +28,13 @@ BOX_VALUES = 5
 class AlignObjective:
     """Normalised squared error to the replaced layers, and optionally to what the frozen graph makes of them.
 
-    teacher: images [B, 3, H, W] -> stride -> output of the replaced layer in the original network.
+    teacher: images [B, 3, H, W] -> stride -> output of the replaced layer in the original network; None where batches
+    bring these outputs along, from a feature store.
     fused, maps: weights of the errors at the branches' inputs and of their raw boxes, 0 for none. What the model's own
     frozen graph gives on the teacher's outputs is the target there: with official weights, the original network's.
     """
 
-    def __init__(self, teacher: nn.Module, *, fused: float = 0.0, maps: float = 0.0) -> None:
+    def __init__(self, teacher: nn.Module | None, *, fused: float = 0.0, maps: float = 0.0) -> None:
         self.teacher = teacher
         self.fused = fused
         self.maps = maps
@@ -52,7 +53,9 @@ class AlignObjective:
                 total = total + self.maps * torch.stack([further[name] for name in MAP_COMPONENTS]).sum()
         return Losses({"align": total}, components, sums_images=False)
 
-    def _through_graph(self, model: Model, images: Tensor, adapted: Pyramid, wanted: Pyramid) -> dict[str, Tensor]:
+    def _through_graph(
+        self, model: Model, images: Tensor | None, adapted: Pyramid, wanted: Pyramid
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
             fused_wanted = model.graph(images, wanted)
         fused = model.graph(images, adapted)
@@ -64,10 +67,15 @@ class AlignObjective:
         return errors | map_errors(model.branches["detect"](fused), maps_wanted)
 
 
-def seen_by_both(model: Model, teacher: nn.Module, batch: Batch) -> tuple[Tensor, Pyramid, Pyramid]:
-    """A batch's images, what the adapters give for them, and what the replaced layers gave."""
-    assert batch.images is not None, "the replaced layers see images"
+def seen_by_both(model: Model, teacher: nn.Module | None, batch: Batch) -> tuple[Tensor | None, Pyramid, Pyramid]:
+    """A batch's images where it has them, what the adapters give for them, and what the replaced layers gave."""
     assert model.adapters is not None
+    if batch.replaced is not None and batch.pyramid is not None:
+        stride, features = next(iter(batch.pyramid.items()))
+        height, width = features.shape[-2:]
+        return None, model.adapters(batch.pyramid, (height * stride, width * stride)), batch.replaced
+    assert batch.images is not None, "the replaced layers see images"
+    assert teacher is not None
     assert model.extractor is not None
     images = pixels(batch.images)
     pyramid = batch.pyramid if batch.pyramid is not None else model.extractor(images)
@@ -75,7 +83,7 @@ def seen_by_both(model: Model, teacher: nn.Module, batch: Batch) -> tuple[Tensor
 
 
 @torch.no_grad()
-def match_adapters(model: Model, teacher: nn.Module, batches: Iterable[Batch]) -> None:
+def match_adapters(model: Model, teacher: nn.Module | None, batches: Iterable[Batch]) -> None:
     """Give the adapters' outputs the replaced layers' mean and variance per channel, over the given batches."""
     assert model.adapters is not None
     pairs = [seen_by_both(model, teacher, batch)[1:] for batch in batches]
@@ -121,13 +129,18 @@ def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(student, wanted, reduction="none") - own
 
 
-def make_align(model: Model, arguments: Mapping[str, Any], device: torch.device) -> AlignObjective:
-    """From a stage's arguments. Raises ConfigError: no adapters, no official weights, a trained graph, a wrong word."""
+def make_align(
+    model: Model, arguments: Mapping[str, Any], device: torch.device, *, stored: bool = False
+) -> AlignObjective:
+    """From a stage's arguments. stored: batches bring the replaced layers' outputs along.
+
+    Raises ConfigError: no adapters, no official weights, a trained graph, a wrong word.
+    """
     unknown = next((key for key in arguments if key not in OPTIONS), None)
     if unknown is not None:
         raise ConfigError(f"plan: arguments: align has no option {unknown!r}; {nearest(unknown, OPTIONS)}")
     options = {key: float(value) for key, value in arguments.items()}
-    teacher = alignment_teacher(model).to(device)
+    teacher = None if stored else alignment_teacher(model).to(device)
     if options and any(parameter.requires_grad for parameter in model.graph.parameters()):
         raise ConfigError("plan: align with fused or maps goes through the frozen graph; take detector out of train")
     return AlignObjective(teacher, **options)

@@ -15,6 +15,7 @@ from mtyolo.extractors import GivenFeatures
 from mtyolo.features.augment import feature_augment
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
+from mtyolo.features.replaced import open_targets
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.stages import Stage
@@ -34,21 +35,28 @@ def open_store(
     """
     for stage in stages:
         _refuse_images(stage, config)
-    if model.config.adapters.match_statistics:
-        raise ConfigError("adapters.match_statistics looks at images, and a feature store has none; train without one")
+    if model.config.adapters.match_statistics and not _aligns(stages[0]):
+        raise ConfigError(
+            "adapters.match_statistics compares with the replaced layers, and a feature store has their outputs only "
+            "for a plan that begins with objective: align; begin with one, or train without --features"
+        )
     if model.graph.needs_images:
         raise ConfigError("layers before the entry still need the images, and a feature store has none")
     store = FeatureStore.open(directory, device=device)
     for split in splits:
         if split is not None:
             store.check(model, split, config.imgsz)
+    if splits[0] is not None and any(_aligns(stage) for stage in stages):
+        open_targets(store, model, splits[0])
     return store
+
+
+def _aligns(stage: Stage) -> bool:
+    return stage.config.objective == "align"
 
 
 def _refuse_images(stage: Stage, config: TrainConfig) -> None:
     place = f"plan: stage {stage.name!r}"
-    if stage.config.objective == "align":
-        raise ConfigError(f"{place}: align compares with layers that see images, and a feature store has none")
     named = () if stage.config.train == "all" else stage.config.train
     if "extractor" in named and "extractor" not in stage.config.freeze:
         raise ConfigError(
@@ -65,9 +73,14 @@ def stage_augment(stage: Stage, config: TrainConfig) -> AugmentConfig | None:
     return None if augment is None else feature_augment(augment)
 
 
-def training_batches(store: FeatureStore, stage: Stage, split: Split, config: TrainConfig) -> DataLoader[Batch]:
+def training_batches(
+    store: FeatureStore, model: Model, stage: Stage, split: Split, config: TrainConfig
+) -> DataLoader[Batch]:
     augment = stage_augment(stage, config)
-    return make_store_loader(store, split, config.batch, augment=augment, shuffle=True, seed=config.seed)
+    targets = open_targets(store, model, split) if _aligns(stage) else None
+    return make_store_loader(
+        store, split, config.batch, augment=augment, shuffle=True, seed=config.seed, targets=targets
+    )
 
 
 def validation_batches(store: FeatureStore, split: Split, batch: int) -> DataLoader[Batch]:

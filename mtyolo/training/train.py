@@ -213,7 +213,7 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
 def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
     """Adapters are matched where the model asks for it; the average stands still where the stage is frozen."""
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
-        teacher = alignment_teacher(state.model).to(tools.accelerator.device)
+        teacher = None if tools.store else alignment_teacher(state.model).to(tools.accelerator.device)
         batches = islice(work.loader.epoch(0), MATCHED_BATCHES)
         match_adapters(state.model, teacher, (batch.to(tools.accelerator.device) for batch in batches))
         state.ema.settle(state.model, state.model.state_dict())

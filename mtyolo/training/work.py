@@ -114,7 +114,7 @@ def make_work(
     distiller = stage_distiller(stage, model, split, config, store, accelerator)
     learned = list(distiller.parameters()) if distiller is not None else []
     objective: Objective = (
-        make_align(model, stage.config.arguments, accelerator.device)
+        make_align(model, stage.config.arguments, accelerator.device, stored=store is not None)
         if aligns
         else TasksObjective(tasks, config.gains, split.sigmas)
     )
@@ -128,7 +128,7 @@ def make_work(
         balancer=make_balancer(stage.config.balance or plan.balance, tasks, weights),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
-        loader=_loader(stage, split, config, store, accelerator),
+        loader=_loader(stage, model, split, config, store, accelerator),
         guard=NonFiniteGuard(model, split.records),
         parameters=[*(parameter for parameter in model.parameters() if parameter.requires_grad), *learned],
         lr=stage.config.lr or config.lr,
@@ -154,10 +154,15 @@ def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:
 
 
 def _loader(
-    stage: Stage, split: Split, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+    stage: Stage,
+    model: Model,
+    split: Split,
+    config: TrainConfig,
+    store: FeatureStore | None,
+    accelerator: Accelerator,
 ) -> StageLoader:
     if store is not None:
-        loader = training_batches(store, stage, split, config)
+        loader = training_batches(store, model, stage, split, config)
     else:
         own = stage.config.augment
         augment = own if isinstance(own, AugmentConfig) else config.augment if own else None

@@ -1,0 +1,149 @@
+"""Alignment from a store: the outputs of the replaced layers are stored beside the features that replace them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_features import make_images, own_extractor_model, write_own_extractor
+
+from mtyolo.api import build, train
+from mtyolo.cli.main import main
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError, StoreError
+from mtyolo.features.manifest import REPLACED
+from mtyolo.model import Model
+
+SIZE = 64
+STAGE = {"name": "align", "objective": "align", "train": ["adapters"], "optimizer": "adamw", "lr": 0.002}
+CONFIG = TrainConfig(epochs=2, imgsz=SIZE, batch=4, workers=0, device="cpu", warmup_epochs=0, val_every=2)
+
+
+@pytest.fixture
+def files(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """A model file with an extractor of one's own before the official YOLOv5n, and ten images."""
+    torch.set_num_threads(1)
+    data = make_images(tmp_path / "data", 10)
+    content = yaml.safe_load(data.read_text())
+    data.write_text(yaml.safe_dump(content | {"val": content["train"]}))
+    write_own_extractor(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = str(test_data / "weights" / "yolov5n.pt")
+    model = tmp_path / "model.yaml"
+    own = own_extractor_model()
+    model.write_text(yaml.safe_dump(own | {"detector": {"graph": "yolov5n.yaml", "weights": weights}}))
+    yield model, data
+    sys.modules.pop("own_extractor", None)
+
+
+def extract(files: tuple[Path, Path], out: Path, *options: str) -> Path:
+    model, data = files
+    names = ["--model", str(model), "--data", str(data), "--imgsz", str(SIZE), "--out", str(out), "--device", "cpu"]
+    assert main(["extract", *names, "--trust", *options]) == 0
+    return out
+
+
+def make(files: tuple[Path, Path], **options: Any) -> Model:
+    torch.manual_seed(0)
+    return build(str(files[0]), data=files[1], trust=True, **options)
+
+
+def align(files: tuple[Path, Path], out: Path, store: Path | None = None, **stage: Any) -> list[dict[str, Any]]:
+    model = make(files) if store is None else make(files, features=store)
+    plan = {"stages": [STAGE | {"augment": False} | stage]}
+    return train(model, files[1], plan=plan, config=CONFIG, out=out, features=store, progress=False).results
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fused": 1.0, "maps": 1.0}])
+def test_errors_from_the_store_are_those_of_aligning_online(
+    files: tuple[Path, Path], tmp_path: Path, arguments: dict[str, float]
+) -> None:
+    store = extract(files, tmp_path / "store", "--targets", "--dtype", "fp32")
+    online = align(files, tmp_path / "online", arguments=arguments)
+    stored = align(files, tmp_path / "stored", store, arguments=arguments)
+    for one, other in zip(online[1:], stored[1:], strict=True):
+        errors = {name: value for name, value in one.items() if name.startswith("loss/align")}
+        assert len(errors) == (10 if arguments else 4)
+        assert {name: other[name] for name in errors} == pytest.approx(errors, rel=1e-5, abs=1e-5)
+
+
+def test_views_and_mirrors_are_seen_by_both(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store", "--targets", "--views", "3")
+    rows = align(files, tmp_path / "run", store, augment=True, views=3)
+    assert rows[-1]["loss/align"] < rows[1]["loss/align"]
+
+
+def test_a_whole_plan_of_alignment_and_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store", "--targets")
+    run = train(
+        make(files, features=store),
+        files[1],
+        plan="align-freeze-unfreeze",
+        config=CONFIG.model_copy(update={"epochs": 4}),
+        out=tmp_path / "run",
+        features=store,
+        progress=False,
+    )
+    assert {row["stage"] for row in run.results[1:]} >= {"align", "frozen", "joint"}
+
+
+def test_a_store_without_targets_or_with_others_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store")
+    with pytest.raises(StoreError, match=r"no outputs of the replaced layers .*extract again with --targets"):
+        align(files, tmp_path / "none", store)
+    extract(files, tmp_path / "more", "--targets", "--views", "2")
+    shutil.copytree(tmp_path / "more" / REPLACED, store / REPLACED)
+    with pytest.raises(StoreError, match="other images or views than the features beside it"):
+        align(files, tmp_path / "views", store)
+    manifest = store / REPLACED / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["extractor"]["weights"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="made with the extractor's weights 000"):
+        align(files, tmp_path / "weights", store)
+
+
+def test_targets_need_official_weights(files: tuple[Path, Path], tmp_path: Path) -> None:
+    content = yaml.safe_load(files[0].read_text())
+    del content["detector"]["weights"]
+    files[0].write_text(yaml.safe_dump(content))
+    names = ["--model", str(files[0]), "--data", str(files[1]), "--imgsz", str(SIZE), "--out", str(tmp_path / "store")]
+    assert main(["extract", *names, "--trust", "--targets", "--device", "cpu"]) == 2
+    assert not (tmp_path / "store").exists()
+
+
+def test_damaged_targets_are_found_and_repaired(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = extract(files, tmp_path / "store", "--targets")
+    assert main(["features", "verify", str(store), "--data", str(files[1])]) == 0
+    shard = next((store / REPLACED / "train").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    capsys.readouterr()
+    assert main(["features", "verify", str(store)]) == 2
+    assert f"{REPLACED}/train/{shard.name}: cut off" in capsys.readouterr().out
+    with pytest.raises(StoreError, match="cut off"):
+        align(files, tmp_path / "run", store)
+    extract(files, store, "--targets")
+    assert shard.read_bytes() == whole
+    assert main(["features", "info", str(store), "--json", "-"]) == 0
+    assert '"replaced layers"' in capsys.readouterr().out
+
+
+def test_matching_statistics_needs_targets_at_the_start(files: tuple[Path, Path], tmp_path: Path) -> None:
+    content = yaml.safe_load(files[0].read_text())
+    content["adapters"] = {"type": "conv", "match_statistics": True}
+    files[0].write_text(yaml.safe_dump(content))
+    store = extract(files, tmp_path / "store", "--targets")
+    matched = align(files, tmp_path / "matched", store)
+    assert matched[1]["loss/align"] < 3.0
+    with pytest.raises(ConfigError, match="a plan that begins with objective: align"):
+        align(files, tmp_path / "tasks", store, objective="tasks")
