@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from mtyolo.errors import ConfigError
 from mtyolo.structures import MaskOutputs, Outputs
 from mtyolo.tasks.anchors import MATCH_RATIO, anchor_rows
-from mtyolo.tasks.detect.decode import box_of
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
+from mtyolo.tasks.maps import box_of
 
 EDGE = 1e-4
 """Probabilities of converted rows keep this distance from 0 and 1, so that their logits stay within about ±9."""

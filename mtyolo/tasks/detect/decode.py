@@ -10,15 +10,6 @@ from torch import Tensor
 from mtyolo.tasks.anchors import anchor_rows
 
 
-def box_of(raw: Tensor, anchors: Tensor) -> Tensor:
-    """[..., 4] raw values to boxes: centre relative to the cell's corner, in cells, and size in the anchors' unit.
-
-    A centre reaches half a cell beyond its cell, a size four times the anchor: as far as the assignment goes.
-    """
-    scaled = raw.sigmoid() * 2
-    return torch.cat((scaled[..., :2] - 0.5, scaled[..., 2:] ** 2 * anchors), -1)
-
-
 def decode(maps: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Tensor:
     """[B, A, H, W, 5 + classes] a level to [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores.
 

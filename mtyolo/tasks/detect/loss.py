@@ -14,7 +14,7 @@ from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images
 from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.detect.branch import BOX_VALUES
-from mtyolo.tasks.detect.decode import box_of
+from mtyolo.tasks.maps import box_of
 
 THREE_LEVEL_BALANCE = (4.0, 1.0, 0.4)
 LEVEL_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)

@@ -12,9 +12,9 @@ from mtyolo.config.training import LossGains
 from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
 from mtyolo.tasks.counting import divisor
-from mtyolo.tasks.detect.decode import box_of
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
+from mtyolo.tasks.maps import box_of
 
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
