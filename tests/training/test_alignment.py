@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from mtyolo.api import build
+from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
@@ -26,7 +27,10 @@ def weights(test_data: Path) -> Path:
     return test_data / "weights" / "yolov5n.pt"
 
 
-def lite(weights: Path | None, *, match_statistics: bool = False) -> Model:
+BRANCHES = ("branches.segment.", "branches.keypoint.")
+
+
+def lite(weights: Path | None, *, match_statistics: bool = False, data: Path | None = None, **config: Any) -> Model:
     """An untrained extractor before YOLOv5n."""
     torch.manual_seed(0)
     detector: dict[str, Any] = {"graph": "yolov5n.yaml"}
@@ -35,7 +39,9 @@ def lite(weights: Path | None, *, match_statistics: bool = False) -> Model:
             "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
             "adapters": {"type": "conv", "match_statistics": match_statistics},
             "detector": detector if weights is None else detector | {"weights": str(weights)},
-        }
+            **config,
+        },
+        data=data,
     )
 
 
@@ -94,6 +100,27 @@ def test_labels_make_no_difference_and_only_adapters_move(weights: Path, coloure
     changed = {name for name in before if not torch.equal(before[name], with_labels[name])}
     assert changed
     assert all(name.startswith("adapters.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("align", [("adapters.",), ("adapters.",)]),
+        ("align-freeze-unfreeze", [("adapters.",), ("adapters.",), ("adapters.", *BRANCHES), ("",)]),
+    ],
+)
+def test_in_each_stage_of_a_shipped_plan_only_what_it_names_moves(
+    name: str, expected: list[tuple[str, ...]], weights: Path, coloured: Path, tmp_path: Path
+) -> None:
+    model, plan = lite(weights, data=coloured, tasks={"detect": {}, "segment": {}, "keypoint": {}}), read_plan(name)
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device="cpu", warmup_epochs=0)
+    for number, (stage, prefixes) in enumerate(zip(plan.stages, expected, strict=True)):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        single = plan.model_copy(update={"stages": [stage.model_copy(update={"epochs": 1, "views": 1})]})
+        train(model, coloured, plan=single, config=config, out=tmp_path / str(number), progress=False)
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(before[key], value)}
+        assert all(key.startswith(prefixes) for key in changed), f"stage {stage.name}: moved what it should not"
+        assert all(any(key.startswith(prefix) for key in changed) for prefix in prefixes), f"stage {stage.name}"
 
 
 def test_the_second_phase_goes_through_the_frozen_graph(weights: Path, coloured: Path, tmp_path: Path) -> None:
