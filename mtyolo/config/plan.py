@@ -48,6 +48,8 @@ class StageConfig(Strict):
     """Part -> factor of the learning rate; the innermost part that holds a weight decides."""
     optimizer: Literal["sgd", "adamw"] | None = None
     """Default: the run's."""
+    weight_decay: Factor | None = None
+    """Default: the run's. AdamW's is of another scale than SGD's."""
     tasks: list[TASK] | None = None
     """Which tasks' losses count. Default: all that the model has."""
     augment: bool | AugmentConfig = True

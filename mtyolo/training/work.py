@@ -118,6 +118,8 @@ def make_work(
         if aligns
         else TasksObjective(tasks, config.gains, split.sigmas)
     )
+    if stage.config.weight_decay is not None:
+        config = config.model_copy(update={"weight_decay": stage.config.weight_decay})
     optimizer = make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer)
     if isinstance(objective, TasksObjective) and distiller is not None:
         objective, tasks = DistilledObjective(objective, distiller), (*tasks, DISTILL)

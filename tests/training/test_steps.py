@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torchjd.aggregation import Sum
 
 from mtyolo.balance import AGGREGATORS, make_balancer
 from mtyolo.balance.gradient import GradientBalancer
+from mtyolo.config.plan import read_plan
 from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
@@ -26,7 +28,9 @@ from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import TasksObjective
 from mtyolo.training.optimizer import make_optimizer, set_rates
+from mtyolo.training.stages import freeze, plan_stages
 from mtyolo.training.train import train
+from mtyolo.training.work import make_work
 
 MakeModel = Callable[[], Model]
 
@@ -129,6 +133,16 @@ def test_norms_and_biases_do_not_decay(make_model: MakeModel) -> None:
         if isinstance(module, torch.nn.Conv2d):
             assert decay[id(module.weight)] == 0.1
             assert module.bias is None or decay[id(module.bias)] == 0
+
+
+def test_a_stage_may_decay_in_its_own_way(make_model: MakeModel, shapes: Path) -> None:
+    model, config = make_model(), TrainConfig(imgsz=64, workers=0, device="cpu")
+    plan = read_plan({"stages": [{"name": "own", "weight_decay": 0.3}, {"name": "default"}]})
+    for stage, expected in zip(plan_stages(plan, config, model), (0.3, config.weight_decay), strict=True):
+        freeze(model, stage)
+        split = load_split(shapes, "train")
+        work = make_work(stage, model, split, plan=plan, config=config, store=None, accelerator=Accelerator(cpu=True))
+        assert {group["weight_decay"] for group in work.optimizer.param_groups} == {0.0, expected}
 
 
 def test_the_rate_warms_up_and_follows_a_cosine_to_its_end() -> None:
