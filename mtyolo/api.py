@@ -49,6 +49,7 @@ def build(
     Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
     """
     names, points = classes_and_points(data) if data is not None else (None, None)
+    names = names or None  # pictures alone have none
     return assembly.build(
         config,
         weights=weights,
@@ -125,6 +126,8 @@ def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:
     """Class names and the number of keypoints, from the data file or, where it does not say, from its labels."""
     source = read_data(data)
     names = source.names()
+    if names == {}:
+        return names, None
     shape = source.config.kpt_shape
     if names is not None and (shape is not None or source.config.annotations):
         return names, shape[0] if shape else None
@@ -135,7 +138,7 @@ def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:
 
 def _agreeing(model: Model, path: Path, data: Data) -> Model:
     names, points = classes_and_points(data)
-    if names != model.names:
+    if names and names != model.names:
         ours, theirs = set(names.values()), set(model.names.values())
         missing = sorted(ours - theirs)
         hint = f"{missing[0]!r} is unknown to it; {nearest(missing[0], theirs)}" if missing else "their numbers differ"

@@ -24,10 +24,13 @@ EXAMPLES = (
     "mtyolo extract -m yolov5n-lite0.yaml -d photos/ --out features --views 12 --targets  # then train --plan align",
     "torchrun --nproc-per-node 8 -m mtyolo extract -m yolov5s-resnet50.yaml -d coco.yaml --out features",
 )
-SPLITS = "train, val"
+SPLITS = ("train", "val")
 
 Out = Annotated[Path, typer.Option("--out", help="The store's folder. One that is there already is completed.")]
-SplitNames = Annotated[str, typer.Option("--splits", help="Which splits of the data, with commas between.")]
+SplitNames = Annotated[
+    str | None,
+    typer.Option("--splits", help="Which splits of the data, with commas between.", show_default="train, val if any"),
+]
 Views = Annotated[
     int, typer.Option(min=1, help="How often to store each image: plain, then with crops, colours and mirrors.")
 ]
@@ -53,7 +56,7 @@ def extract(
     model: options.Model,
     data: options.Data,
     out: Out = Path("features"),
-    splits: SplitNames = SPLITS,
+    splits: SplitNames = None,
     views: Views = 1,
     dtype: Dtype = "fp16",
     imgsz: options.ImageSize = 640,
@@ -70,7 +73,7 @@ def extract(
     from accelerate import PartialState
 
     from mtyolo.api import open_model
-    from mtyolo.data.sources import load_split
+    from mtyolo.data.sources import load_split, read_data
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import REPLACED, dtype_of
@@ -91,7 +94,9 @@ def extract(
         source=source_of(opened.config.extractor),
         share=(process.process_index, process.num_processes),
     )
-    found = [load_split(data, name.strip()) for name in splits.split(",") if name.strip()]
+    source = read_data(data)
+    named = [name for name in SPLITS if source.has(name)] if splits is None else splits.split(",")
+    found = [load_split(source, name.strip()) for name in named if name.strip()]
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
     replaced = ReplacedLayers(opened) if targets else None
     if dry_run:

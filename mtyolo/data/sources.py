@@ -10,8 +10,9 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.data.formats.coco import category_names, read_coco, read_json
 from mtyolo.data.formats.coco_annotations import CocoFile
-from mtyolo.data.formats.reading import ImageReading, Reading
+from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.formats.yolo import read_yolo
+from mtyolo.data.images import IMAGE_SUFFIXES
 from mtyolo.data.records import ImageRecord, Problems, Split, default_sigmas, labels_of
 from mtyolo.errors import ConfigError, DataError
 
@@ -88,6 +89,7 @@ class DataSource:
 def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
     """Read and check a data file: a path, a folder that holds one, or the configuration itself.
 
+    A folder with pictures and no data file is a training split without labels and without classes.
     Raises ConfigError naming file, line and remedy.
     """
     if isinstance(source, DataSource):
@@ -95,9 +97,16 @@ def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
     if isinstance(source, DataConfig):
         return DataSource(source, Path(source.path or ".").absolute())
     path = Path(source)
+    if path.is_dir() and _holds_pictures_alone(path):
+        return DataSource(DataConfig(path=str(path.absolute()), train=".", names={}, tasks=[]), path.absolute())
     document = read_yaml(_data_file_in(path) if path.is_dir() else path)
     config = validate(DataConfig, document)
     return DataSource(config, Path(os.path.abspath(document.path.parent / (config.path or ""))), document)
+
+
+def _holds_pictures_alone(folder: Path) -> bool:
+    suffixes = {path.suffix.lower() for path in folder.iterdir()}
+    return bool(suffixes & IMAGE_SUFFIXES) and not suffixes & set(YAML_SUFFIXES)
 
 
 def _data_file_in(folder: Path) -> Path:
@@ -120,7 +129,7 @@ def load_split(source: str | Path | DataConfig | DataSource, split: str, *, stri
     problems = Problems(strict=strict)
     names = data.names()
     readings = [_reading(part, split, problems) for part in data.parts() if part.has_own(split)]
-    names = names or _united(readings)
+    names = _united(readings) if names is None else names
     images = [image for reading in readings for image in _in_classes(reading, names, problems)]
     if not images:
         raise DataError(f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}{_first(problems)}")
@@ -157,12 +166,18 @@ def _reading(data: DataSource, split: str, problems: Problems) -> Reading:
         raise ConfigError(
             f"{data.place()}: neither names nor nc says which classes there are; add names: {{0: person, …}}"
         )
+    if not names:
+        return Reading([ImageReading(*image) for image in _pictures(data.folders(split), problems)], names)
     reading = read_yolo(
         data.folders(split), _as_list(data.config.labels) or None, names, data.config.kpt_shape, problems
     )
     if not any(image.instances for image in reading.images):
         problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
     return _with_overrides(data, reading)
+
+
+def _pictures(folders: list[Path], problems: Problems) -> list[tuple[Path, int, int]]:
+    return [(path, *size) for path, size in sizes_of(find_images(folders), problems).items()]
 
 
 def _where_labels_go(data: DataSource, split: str) -> str:

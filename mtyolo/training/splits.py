@@ -7,7 +7,7 @@ from pathlib import Path
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
-from mtyolo.data.sources import YAML_SUFFIXES, load_split, read_data
+from mtyolo.data.sources import load_split, read_data
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 
@@ -19,7 +19,7 @@ def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
 
     Raises ConfigError where classes or keypoints are not the model's.
     """
-    source = read_data(_unlabelled(data, model) if _is_pictures(data) else data)
+    source = read_data(data)
     splits = load_split(source, "train"), load_split(source, "val") if source.has("val") else None
     for split in splits:
         if split is not None:
@@ -27,18 +27,8 @@ def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
     return splits
 
 
-def _is_pictures(data: Data) -> bool:
-    if isinstance(data, DataConfig) or not Path(data).is_dir():
-        return False
-    return not any(path.suffix.lower() in YAML_SUFFIXES for path in Path(data).iterdir())
-
-
-def _unlabelled(folder: Data, model: Model) -> DataConfig:
-    return DataConfig(path=str(Path(str(folder)).absolute()), train=".", names=model.names, tasks=[])
-
-
 def _check(split: Split, model: Model) -> None:
-    if len(split.names) != len(model.names):
+    if split.names and len(split.names) != len(model.names):
         missing = next((name for name in split.names.values() if name not in model.names.values()), None)
         hint = f"; {missing!r}: {nearest(missing, model.names.values())}" if missing else ""
         raise ConfigError(

@@ -226,6 +226,16 @@ def test_a_folder_of_one_data_file_stands_for_it(small: Path) -> None:
         read_data(small.parent)
 
 
+def test_a_folder_of_pictures_alone_is_a_training_split_without_labels(small: Path) -> None:
+    images = next(path.parent for path in sorted(small.parent.rglob("*")) if path.suffix in {".png", ".jpg"})
+    source = read_data(images)
+    split = load_split(source, "train", strict=True)
+    assert len(split) == len([path for path in images.iterdir() if path.suffix in {".png", ".jpg"}])
+    assert split.names == {}
+    assert not any(record.labels.labelled or len(record.labels) for record in split.records)
+    assert not source.has("val")
+
+
 def test_labels_in_the_wrong_place_are_noticed(small: Path) -> None:
     (small.parent / "labels").rename(small.parent / "lables")
     (small.parent / "labels-pose").rename(small.parent / "poses")

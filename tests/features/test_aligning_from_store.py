@@ -94,6 +94,17 @@ def test_a_whole_plan_of_alignment_and_labels_runs_from_the_store(files: tuple[P
     assert {row["stage"] for row in run.results[1:]} >= {"align", "frozen", "joint"}
 
 
+def test_a_folder_of_pictures_is_enough(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """From the command line, with nothing but photos."""
+    photos = files[1].parent / "images" / "train"
+    names = ["--model", str(files[0]), "--data", str(photos), "--imgsz", str(SIZE), "--device", "cpu", "--trust"]
+    store, run = tmp_path / "store", tmp_path / "run"
+    assert main(["extract", *names, "--out", str(store), "--targets"]) == 0
+    options = ["--features", str(store), "--plan", "align", "--epochs", "2", "--workers", "0", "--out", str(run)]
+    assert main(["train", *names, *options]) == 0
+    assert (run / "last.safetensors").is_file()
+
+
 def test_a_store_without_targets_or_with_others_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store")
     with pytest.raises(StoreError, match=r"no outputs of the replaced layers .*extract again with --targets"):
