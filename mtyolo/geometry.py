@@ -70,3 +70,16 @@ def complete_iou(predicted: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor
     with torch.no_grad():
         weight = aspect / (aspect - iou + (1 + eps))
     return iou - (distance / diagonal + aspect * weight)
+
+
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
+    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
+    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
+)
+"""How far apart two people place a point, over the object's size: cocodataset.org/#keypoints-eval and pycocotools."""
+
+
+def default_sigmas(points: int) -> list[float]:
+    """OKS falloffs: COCO's for its 17 body points, else 1 / points for each."""
+    return list(COCO_SIGMAS) if points == len(COCO_SIGMAS) else [1 / points] * points

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, channels_last, nn
 
 from mtyolo.adapters.checking import check_pyramid
@@ -157,3 +159,19 @@ class Model(nn.Module):
                 f"an input of {size[0]}x{size[1]} pixels does not divide into cells of {stride}; letterbox it to a "
                 f"multiple of {stride}, for example {fitting} (mtyolo predict and val do this by themselves)"
             )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode in which it was.
+
+    Not model.train(): in a model that is partly frozen, modules differ.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference_mode: results may be calculated with
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -20,12 +20,6 @@ TASKS = ("detect", "segment", "keypoint")
 EXAMPLES_KEPT = 20
 """Messages kept for each kind of problem; the count goes on."""
 
-# COCO keypoint evaluation's falloff per body point, https://cocodataset.org/#keypoints-eval
-COCO_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
-)
-
 
 class Problem(NamedTuple):
     """One thing that was wrong: its kind (what is counted), where (file:line), and what was done."""
@@ -178,8 +172,3 @@ def labels_of(instances: Iterable[Instance], labelled: Iterable[str], *, masks: 
         ),
         labelled=frozenset(labelled),
     )
-
-
-def default_sigmas(points: int) -> list[float]:
-    """OKS falloffs: COCO's for its 17 body points, else 1 / points for each."""
-    return list(COCO_SIGMAS) if points == len(COCO_SIGMAS) else [1 / points] * points

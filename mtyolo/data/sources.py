@@ -13,8 +13,9 @@ from mtyolo.data.formats.coco_annotations import CocoFile
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.formats.yolo import read_yolo
 from mtyolo.data.images import IMAGE_SUFFIXES
-from mtyolo.data.records import ImageRecord, Problems, Split, default_sigmas, labels_of
+from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
 from mtyolo.errors import ConfigError, DataError
+from mtyolo.geometry import default_sigmas
 
 SPLITS = ("train", "val", "test")
 YAML_SUFFIXES = (".yaml", ".yml")

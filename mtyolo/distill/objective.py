@@ -21,9 +21,9 @@ from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
 from mtyolo.distill.teachers import layer_of, layout_of, recording
 from mtyolo.errors import ConfigError
+from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
-from mtyolo.tasks.keypoint.loss import default_sigmas
 from mtyolo.tasks.maps import joined_rows
 
 BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
@@ -63,7 +63,7 @@ class Exchange:
         assert self.student.keypoint is not None
         assert self.teacher.keypoint is not None
         points = joined_rows(self.student.keypoint), joined_rows(self.teacher.keypoint)
-        sigmas = default_sigmas(self.model.keypoints or 0) if self.sigmas is None else self.sigmas
+        sigmas = torch.tensor(default_sigmas(self.model.keypoints or 0)) if self.sigmas is None else self.sigmas
         return losses.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
-from mtyolo.evaluation.validate import evaluating, forward
-from mtyolo.model import Model
+from mtyolo.evaluation.validate import forward
+from mtyolo.model import Model, evaluating
 from mtyolo.structures import Batch
 from mtyolo.tasks.instances import instances
 

@@ -6,13 +6,11 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import ImageRecord, Split
@@ -21,7 +19,7 @@ from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
-from mtyolo.model import Model
+from mtyolo.model import Model, evaluating
 from mtyolo.structures import Batch, Outputs
 from mtyolo.tasks.instances import image_instances
 from mtyolo.tasks.select import Selection, select
@@ -122,22 +120,6 @@ def _judge(task: str, model: Model, split: Split) -> Judge:
             "set kpt_shape of the data and points of the model to the same number"
         )
     return KeypointPrecision(split.names, split.sigmas)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode in which it was.
-
-    Not model.train(): in a model that is partly frozen, modules differ.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def forward(model: Model, batch: Batch) -> Outputs:

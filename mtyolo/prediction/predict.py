@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from mtyolo.checkpoint import load
 from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
 from mtyolo.errors import DataError
 from mtyolo.geometry import PADDING_GREY, letterbox_of, resized_shape
-from mtyolo.model import Model
+from mtyolo.model import Model, evaluating
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Picture, Source, Sources, find_sources
 from mtyolo.structures import Detections, Letterbox
@@ -124,7 +122,7 @@ def _detect(
     side = math.ceil(size / model.largest_stride) * model.largest_stride
     fitted = [letterboxed(picture, side) for picture in pictures]
     images = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2)
-    with _evaluating(model):
+    with evaluating(model):
         outputs = model(images.to(next(model.parameters()).device).float().div_(255))
         found = instances(
             outputs,
@@ -148,17 +146,3 @@ def letterboxed(picture: Picture, size: int) -> tuple[Picture, Letterbox]:
         picture, height, width
     )
     return canvas, letterbox
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference mode: results are given to people, who may calculate on.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

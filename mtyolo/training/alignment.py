@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
+from mtyolo.distill.outputs import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid
@@ -120,13 +120,6 @@ def map_errors(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
         "align.boxes": (objectness * boxes).sum() / objects,
         "align.classes": (objectness * kinds).sum() / objects,
     }
-
-
-def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(Bern(sigmoid(teacher)) || Bern(sigmoid(student))) of logits, elementwise; 0 where they are equal."""
-    wanted = teacher.sigmoid()
-    own = binary_cross_entropy_with_logits(teacher, wanted, reduction="none")
-    return binary_cross_entropy_with_logits(student, wanted, reduction="none") - own
 
 
 def make_align(

@@ -14,9 +14,10 @@ import yaml
 from mtyolo.api import build
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.outputs import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.alignment import bernoulli_divergence, level_errors, map_errors
+from mtyolo.training.alignment import level_errors, map_errors
 from mtyolo.training.train import train
 
 SIZE = 64

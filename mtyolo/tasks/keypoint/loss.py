@@ -9,24 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtyolo.config.training import LossGains
+from mtyolo.geometry import default_sigmas
 from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
 from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.maps import box_of
-
-COCO_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035),  # nose, eyes, ears
-    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
-    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
-)
-"""How far apart two people place a point, over the object's size: cocodataset.org/#keypoints-eval and pycocotools."""
-
-
-def default_sigmas(points: int) -> Tensor:
-    """[K]: COCO's for its 17 points, else 1/K each, as ultralytics has it."""
-    return torch.tensor(COCO_SIGMAS if points == len(COCO_SIGMAS) else [1 / points] * points)
 
 
 def keypoint_loss(
@@ -52,7 +41,7 @@ def keypoint_loss(
     """
     labels = _labels_in_pixels(maps[0], strides[0], targets)
     usable = (labels[..., 2] > 0).any(1) & labelled_images(targets, "keypoint", len(maps[0]))[targets.image_index]
-    sigmas = (default_sigmas(labels.shape[1]) if sigmas is None else sigmas).to(labels.device)
+    sigmas = (torch.tensor(default_sigmas(labels.shape[1])) if sigmas is None else sigmas).to(labels.device)
     sums = labels.new_zeros(2)
     for number, (level, matches, stride) in enumerate(zip(maps, assignment.levels, strides, strict=True)):
         found = select_matches(matches, usable[matches.object])
