@@ -158,13 +158,18 @@ class AlignmentTeacher(nn.Module):
 
 def alignment_teacher(model: Model) -> AlignmentTeacher:
     """The layers that `model`'s features replace, from the official weights that its file names."""
+    teacher = AlignmentTeacher(read_official(replaced_weights(model)), model.graph.entry)
+    return teacher.to(memory_format=torch.channels_last)
+
+
+def replaced_weights(model: Model) -> str:
+    """The official checkpoint of the layers that `model`'s features replace. Raises ConfigError for none."""
     weights = model.config.detector.weights
     if not model.graph.entry or INPUT in model.graph.entry:
         raise ConfigError("align: no layer of this model is replaced by features, so there is nothing to align to")
     if weights is None:
         raise ConfigError("align: the replaced layers are the teacher; name detector.weights: an official checkpoint")
-    teacher = AlignmentTeacher(read_official(weights), model.graph.entry)
-    return teacher.to(memory_format=torch.channels_last)
+    return weights
 
 
 def _document(config: str | Path | Mapping[str, Any]) -> Document:
@@ -275,4 +280,4 @@ def default_anchors(stride: int, count: int) -> list[list[float]]:
     return [[size * shapes[i % 3][0], size * shapes[i % 3][1]] for i, size in enumerate(sizes)]
 
 
-__all__ = ["AlignmentTeacher", "alignment_teacher", "assemble", "build", "resolve"]
+__all__ = ["AlignmentTeacher", "alignment_teacher", "assemble", "build", "replaced_weights", "resolve"]

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mtyolo.data.records import Split
     from mtyolo.features.estimate import Estimate
     from mtyolo.features.writer import ExtractOptions
-    from mtyolo.model import Model
 
 EXAMPLES = (
     "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
@@ -100,7 +99,9 @@ def extract(
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
     replaced = ReplacedLayers(opened) if targets else None
     if dry_run:
-        _say_estimate(opened, found, size, settings, images, json)
+        from mtyolo.features.estimate import estimate
+
+        _say_estimate(estimate(opened, found, size, settings, replaced), settings, images, json)
         return
     _write(opened.extractor, found, out, size, settings)
     if replaced is not None:
@@ -133,12 +134,7 @@ def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: 
     say(f"{written.images} images in {written.shards} shards written; {written.kept} shards were there already")
 
 
-def _say_estimate(
-    model: Model, splits: list[Split], size: int, settings: ExtractOptions, images: int | None, json: Path | None
-) -> None:
-    from mtyolo.features.estimate import estimate
-
-    found = estimate(model, splits, size, settings)
+def _say_estimate(found: Estimate, settings: ExtractOptions, images: int | None, json: Path | None) -> None:
     if images is not None:
         found = found._replace(images=images)
     if json is not None:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from mtyolo.data.records import Split
+from mtyolo.extractors.base import Extractor
 from mtyolo.features.codec import bytes_per_image, decode_into, encode
 from mtyolo.features.index import store_names
 from mtyolo.features.manifest import Manifest
+from mtyolo.features.replaced import ReplacedLayers, target_options
 from mtyolo.features.views import draw
 from mtyolo.features.writer import ExtractOptions, compute, plan_manifest
 from mtyolo.structures import Pyramid
@@ -30,7 +32,7 @@ class Estimate(NamedTuple):
     views: int
     bytes_per_image: int
     drawing: float
-    """Reading and decoding an image and drawing its views, in one thread."""
+    """Reading and decoding an image and drawing its views, in one thread, for each pass."""
     extracting: float
     """All views of an image through the extractor."""
     reading: float
@@ -58,13 +60,24 @@ class Estimate(NamedTuple):
         return (self.extracting + self.drawing) / saved if saved > 0 else float("inf")
 
 
-def estimate(model: Any, splits: Sequence[Split], size: int, options: ExtractOptions) -> Estimate:
+def estimate(
+    model: Any,
+    splits: Sequence[Split],
+    size: int,
+    options: ExtractOptions,
+    replaced: ReplacedLayers | None = None,
+) -> Estimate:
     """Time a few images of the first split. The model is left in the mode it came in, its gradients empty.
 
-    model: with an extractor; its weights do not matter.
+    model: with an extractor; its weights do not matter. replaced: their outputs are to be stored too, in a pass of
+    their own over the images.
     """
     model.to(options.device)
-    manifest = plan_manifest(model.extractor, splits, size, options)
+    makers: list[tuple[Extractor, ExtractOptions]] = [(model.extractor, options)]
+    if replaced is not None:
+        replaced.to(options.device)
+        makers.append((replaced, target_options(options)))
+    manifests = [plan_manifest(maker, splits, size, own) for maker, own in makers]
     split = splits[0]
     records = split.records[:SAMPLE]
     names = store_names(split.records)
@@ -72,16 +85,16 @@ def estimate(model: Any, splits: Sequence[Split], size: int, options: ExtractOpt
     drawn = [draw(record, name, size, options.views, mirror=True) for record, name in zip(records, names, strict=False)]
     drawing = (time.perf_counter() - started) / len(records)
     images = torch.from_numpy(np.concatenate([item.images for item in drawn]))[: options.batch]
-    extracting = _best(lambda: compute(model.extractor, images, options.device)) / len(images)
-    pyramid = compute(model.extractor, images, options.device)
+    pyramids = [compute(maker, images, options.device) for maker, _ in makers]
+    extracting = _best(lambda: [compute(maker, images, options.device) for maker, _ in makers]) / len(images)
     return Estimate(
         images=sum(len(split) for split in splits),
         views=options.views,
-        bytes_per_image=bytes_per_image(manifest),
-        drawing=drawing,
+        bytes_per_image=sum(bytes_per_image(manifest) for manifest in manifests),
+        drawing=drawing * len(makers),
         extracting=extracting * options.views,
-        reading=_reading(manifest, pyramid) / len(images),
-        learning=_learning(model, pyramid) / len(images),
+        reading=sum(map(_reading, manifests, pyramids)) / len(images),
+        learning=_learning(model, pyramids[0]) / len(images),
     )
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mtyolo.assembly import alignment_teacher
+from mtyolo.assembly import alignment_teacher, replaced_weights
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor
 from mtyolo.features.index import SplitIndex, sha256_of
-from mtyolo.features.manifest import MANIFEST, REPLACED
+from mtyolo.features.manifest import MANIFEST, REPLACED, read_manifest
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import View
 from mtyolo.features.writer import ExtractOptions
@@ -42,10 +42,13 @@ class ReplacedLayers(Extractor):
 
 
 def identity(model: Model) -> dict[str, str]:
-    """Which layers of which network; the weights' hash where their file is still there."""
+    """Which layers of which network; the weights' hash where their file is still there.
+
+    Raises ConfigError where the model has no such layers, or names no official weights.
+    """
+    weights = Path(replaced_weights(model))
     layers = ", ".join(str(number) for number in sorted(model.graph.entry))
-    weights = model.config.detector.weights
-    known = {"weights": sha256_of(Path(weights))} if weights is not None and Path(weights).is_file() else {}
+    known = {"weights": sha256_of(weights)} if weights.is_file() else {}
     return {"name": "replaced layers", "layers": layers} | known
 
 
@@ -55,12 +58,17 @@ def target_options(features: ExtractOptions) -> ExtractOptions:
 
 
 def open_targets(store: FeatureStore, model: Model, split: Split) -> FeatureStore:
-    """The targets that belong to a store of features. Raises StoreError where there are none, or others."""
-    directory = store.directory / REPLACED
-    if not (directory / MANIFEST).is_file():
-        raise StoreError(f"{store.directory}: has no outputs of the replaced layers to align to; {AGAIN}")
+    """The targets that belong to a store of features.
+
+    Raises StoreError where there are none, or others; ConfigError where the model has nothing to align to.
+    """
+    wanted, directory = identity(model), store.directory / REPLACED
+    if not (directory / MANIFEST).is_file() or split.name not in read_manifest(directory).splits:
+        raise StoreError(
+            f"{store.directory}: has no outputs of the replaced layers to align to for {split.name}; {AGAIN}"
+        )
     targets = FeatureStore.open(directory, store.residency, store.device)
-    targets.check_made_by(identity(model), model.graph.entry_levels, store.manifest.size)
+    targets.check_made_by(wanted, model.graph.entry_levels, store.manifest.size)
     mine, theirs = store.index(split.name), targets.index(split.name)
     same = store.manifest.views == targets.manifest.views and pictures(mine) == pictures(theirs)
     if not same:

@@ -61,6 +61,15 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = values.view_as(parameter)
 
 
+def copy_from_first(module: nn.Module) -> None:
+    """Give every process the first one's parameters and statistics."""
+    if processes() > 1:
+        for tensor in module.state_dict().values():
+            values = tensor.contiguous()  # weights of convolutions may lie channels last
+            distributed.broadcast(values, src=0)
+            tensor.copy_(values)
+
+
 def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Each flag: is it set in any process?"""
     if processes() == 1:

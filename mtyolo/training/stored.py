@@ -35,18 +35,14 @@ def open_store(
     """
     for stage in stages:
         _refuse_images(stage, config)
-    if model.config.adapters.match_statistics and not _aligns(stages[0]):
-        raise ConfigError(
-            "adapters.match_statistics compares with the replaced layers, and a feature store has their outputs only "
-            "for a plan that begins with objective: align; begin with one, or train without --features"
-        )
     if model.graph.needs_images:
         raise ConfigError("layers before the entry still need the images, and a feature store has none")
     store = FeatureStore.open(directory, device=device)
     for split in splits:
         if split is not None:
             store.check(model, split, config.imgsz)
-    if splits[0] is not None and any(_aligns(stage) for stage in stages):
+    compares = model.config.adapters.match_statistics or any(_aligns(stage) for stage in stages)
+    if splits[0] is not None and compares:
         open_targets(store, model, splits[0])
     return store
 
@@ -83,6 +79,12 @@ def training_batches(
     )
 
 
+def matching_batches(store: FeatureStore, model: Model, split: Split, config: TrainConfig) -> DataLoader[Batch]:
+    """Plain views with what the replaced layers gave, to match the adapters' statistics to."""
+    targets = open_targets(store, model, split)
+    return make_store_loader(store, split, config.batch, augment=None, shuffle=True, seed=config.seed, targets=targets)
+
+
 def validation_batches(store: FeatureStore, split: Split, batch: int) -> DataLoader[Batch]:
     return make_store_loader(store, split, batch, augment=None, shuffle=False, seed=0)
 
@@ -92,4 +94,11 @@ def takes_images(model: Model) -> bool:
     return not isinstance(model.extractor, GivenFeatures)
 
 
-__all__ = ["open_store", "stage_augment", "takes_images", "training_batches", "validation_batches"]
+__all__ = [
+    "matching_batches",
+    "open_store",
+    "stage_augment",
+    "takes_images",
+    "training_batches",
+    "validation_batches",
+]

@@ -30,7 +30,13 @@ from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.optimizer import clip_gradients, set_rates
-from mtyolo.training.processes import any_process, make_accelerator, mean_over_processes, sum_gradients
+from mtyolo.training.processes import (
+    any_process,
+    copy_from_first,
+    make_accelerator,
+    mean_over_processes,
+    sum_gradients,
+)
 from mtyolo.training.progress import Display
 from mtyolo.training.records import Means, Row
 from mtyolo.training.run import Run, run_folder
@@ -39,7 +45,7 @@ from mtyolo.training.splits import Data, open_splits
 from mtyolo.training.stages import Stage, freeze, plan_stages
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
-from mtyolo.training.stored import open_store, takes_images
+from mtyolo.training.stored import matching_batches, open_store, takes_images
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
@@ -213,9 +219,7 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
 def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
     """Adapters are matched where the model asks for it; the average stands still where the stage is frozen."""
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
-        teacher = None if tools.store else alignment_teacher(state.model).to(tools.accelerator.device)
-        batches = islice(work.loader.epoch(0), MATCHED_BATCHES)
-        match_adapters(state.model, teacher, (batch.to(tools.accelerator.device) for batch in batches))
+        match(state.model, work, tools)
         state.ema.settle(state.model, state.model.state_dict())
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
@@ -225,6 +229,16 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
     if shown and tools.accelerator.is_main_process:
         save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
+
+
+def match(model: Model, work: StageWork, tools: Tools) -> None:
+    """Adapters start with the replaced layers' statistics, in all processes those of the first."""
+    assert model.adapters is not None
+    device, store = tools.accelerator.device, tools.store
+    teacher = None if store else alignment_teacher(model).to(device)
+    batches = matching_batches(store, model, tools.split, tools.config) if store else work.loader.epoch(0)
+    match_adapters(model, teacher, (batch.to(device) for batch in islice(batches, MATCHED_BATCHES)))
+    copy_from_first(model.adapters)
 
 
 def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:

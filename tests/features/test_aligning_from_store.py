@@ -14,12 +14,17 @@ import torch
 import yaml
 from tiny_features import make_images, own_extractor_model, write_own_extractor
 
+from mtyolo.adapters.statistics import moments
 from mtyolo.api import build, train
 from mtyolo.cli.main import main
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.sources import load_split
 from mtyolo.errors import ConfigError, StoreError
+from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.manifest import REPLACED
+from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
+from mtyolo.training.stored import matching_batches
 
 SIZE = 64
 STAGE = {"name": "align", "objective": "align", "train": ["adapters"], "optimizer": "adamw", "lr": 0.002}
@@ -80,6 +85,24 @@ def test_views_and_mirrors_are_seen_by_both(files: tuple[Path, Path], tmp_path: 
     assert rows[-1]["loss/align"] < rows[1]["loss/align"]
 
 
+def test_features_and_targets_of_a_batch_are_of_the_same_view(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Features that stand in for targets as well come out alike, whatever is drawn."""
+    store = FeatureStore.open(extract(files, tmp_path / "store", "--views", "3"))
+    split = load_split(files[1], "train")
+    loader = make_store_loader(
+        store, split, 5, augment=AugmentConfig(mosaic=1, translate=0.3), shuffle=True, seed=0, targets=store
+    )
+    batches = list(loader)
+    assert batches
+    for batch in batches:
+        assert batch.pyramid is not None
+        assert batch.replaced is not None
+        assert all(torch.equal(batch.pyramid[stride], batch.replaced[stride]) for stride in (8, 16, 32))
+    plain = make_store_loader(store, split, 5, augment=None, shuffle=True, seed=0)
+    pairs = [(batch.pyramid, other.pyramid) for batch, other in zip(batches, plain, strict=True)]
+    assert any(not torch.equal(drawn[8], first[8]) for drawn, first in pairs if drawn and first)
+
+
 def test_a_whole_plan_of_alignment_and_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store", "--targets")
     run = train(
@@ -122,12 +145,15 @@ def test_a_store_without_targets_or_with_others_is_refused(files: tuple[Path, Pa
 
 
 def test_targets_need_official_weights(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "whole", "--targets")
     content = yaml.safe_load(files[0].read_text())
     del content["detector"]["weights"]
     files[0].write_text(yaml.safe_dump(content))
     names = ["--model", str(files[0]), "--data", str(files[1]), "--imgsz", str(SIZE), "--out", str(tmp_path / "store")]
     assert main(["extract", *names, "--trust", "--targets", "--device", "cpu"]) == 2
     assert not (tmp_path / "store").exists()
+    with pytest.raises(ConfigError, match=r"name detector\.weights: an official checkpoint"):
+        align(files, tmp_path / "run", store)
 
 
 def test_damaged_targets_are_found_and_repaired(
@@ -149,12 +175,34 @@ def test_damaged_targets_are_found_and_repaired(
     assert '"replaced layers"' in capsys.readouterr().out
 
 
-def test_matching_statistics_needs_targets_at_the_start(files: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["align", "tasks"])
+def test_adapters_begin_with_the_statistics_of_stored_targets(
+    objective: str, files: tuple[Path, Path], tmp_path: Path
+) -> None:
     content = yaml.safe_load(files[0].read_text())
     content["adapters"] = {"type": "conv", "match_statistics": True}
     files[0].write_text(yaml.safe_dump(content))
-    store = extract(files, tmp_path / "store", "--targets")
-    matched = align(files, tmp_path / "matched", store)
-    assert matched[1]["loss/align"] < 3.0
-    with pytest.raises(ConfigError, match="a plan that begins with objective: align"):
-        align(files, tmp_path / "tasks", store, objective="tasks")
+    store = extract(files, tmp_path / "store")
+    with pytest.raises(StoreError, match="extract again with --targets"):
+        align(files, tmp_path / "none", store, objective=objective)
+    extract(files, store, "--targets")
+    model = make(files, features=store)
+    plan = {"stages": [STAGE | {"objective": objective, "lr": 1e-12}]}
+    train(model, files[1], plan=plan, config=CONFIG, out=tmp_path / "run", features=store, progress=False)
+    assert model.adapters is not None
+    batches = list(matching_batches(FeatureStore.open(store), model, load_split(files[1], "train"), CONFIG))
+    model.adapters.train()
+    with torch.no_grad():
+        found = moments(model.adapters(batch.pyramid, (SIZE, SIZE)) for batch in batches)
+    for stride, (mean, variance) in moments(batch.replaced for batch in batches if batch.replaced).items():
+        assert torch.allclose(found[stride][0], mean, atol=1e-3)
+        assert torch.allclose(found[stride][1], variance, atol=1e-3, rtol=1e-2)
+
+
+def test_a_dry_run_counts_targets(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract(files, tmp_path / "store", "--targets", "--dtype", "int8", "--dry-run", "--images", "100", "--json", "-")
+    cells = {8: 8 * 8, 16: 4 * 4, 32: 2 * 2}
+    features = sum(channels * (cells[stride] + 8) for stride, channels in {8: 6, 16: 8, 32: 12}.items())
+    targets = sum(channels * cells[stride] * 2 for stride, channels in {8: 64, 16: 128, 32: 256}.items())
+    assert json.loads(capsys.readouterr().out)["bytes"] == 100 * (features + targets)
+    assert not (tmp_path / "store").exists()

@@ -93,6 +93,33 @@ def test_two_processes_give_the_losses_of_one_with_the_whole_batch(script: Path,
         assert together == pytest.approx(alone, abs=1e-4)
 
 
+COPYING = """
+import sys, torch
+from torch import distributed, nn
+from mtyolo.training.processes import copy_from_first
+place, rank = sys.argv[1], int(sys.argv[2])
+distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=2)
+torch.manual_seed(rank)
+module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+module(torch.randn(2, 3, 8, 8))
+if rank == 0:
+    torch.save(module.state_dict(), f"{place}/first.pt")
+copy_from_first(module)
+torch.save(module.state_dict(), f"{place}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gets_what_the_first_has(tmp_path: Path) -> None:
+    calls = [[sys.executable, "-c", COPYING, str(tmp_path), str(rank)] for rank in range(2)]
+    pair = [subprocess.Popen(call, env=environment()) for call in calls]
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    first, *copies = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("first", "0", "1")]
+    for copy in copies:
+        assert all(torch.equal(first[name], copy[name]) for name in first)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script: Path, shapes: Path, tmp_path: Path) -> None:
     """SIGKILL leaves no time to save; MTYOLO_TEST_KILLS says how often (default 3)."""
