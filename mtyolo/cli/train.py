@@ -124,8 +124,22 @@ def train(
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
     chosen = FREEZE_DETECTOR if freeze_det else plan
+    if opened is not None:
+        say_without_effect(given, chosen, opened)
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
+
+
+def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> None:
+    """Options that every stage of the plan overrules would otherwise be ignored in silence."""
+    from mtyolo.config.plan import read_plan
+    from mtyolo.training.settings import default_plan
+
+    name = plan or default_plan(model)
+    stages = read_plan(name).stages
+    for option in ("lr", "optimizer"):
+        if given[option] is not None and all(getattr(stage, option) is not None for stage in stages):
+            say(f"--{option} has no effect: each stage of the plan {name} names its own; copy the plan to change it")
 
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mtyolo.cli.main import main
+from mtyolo.cli.train import say_without_effect
 
 SMALL = ["--imgsz", "64", "--device", "cpu"]
 
@@ -92,3 +93,10 @@ def test_show_says_where_features_enter_and_what_is_frozen(shapes: Path, capsys:
     neck = next(line for line in said.splitlines() if "detector.neck" in line)
     assert "frozen" in neck
     assert "all" in neck
+
+
+def test_options_that_every_stage_overrules_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    say_without_effect({"lr": 0.1, "optimizer": None}, "freeze-then-unfreeze", None)
+    assert "--lr has no effect: each stage of the plan freeze-then-unfreeze names its own" in capsys.readouterr().err
+    say_without_effect({"lr": 0.1, "optimizer": "sgd"}, "one-task-then-joint", None)
+    assert capsys.readouterr().err == ""
