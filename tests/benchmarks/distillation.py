@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def overhead(folder: Path, rounds: int = 12) -> str:
+def overhead(folder: Path, names: list[str], rounds: int = 12) -> str:
     """Median seconds of a training step, interleaved: without teacher, with one that is asked, with cached outputs."""
     data, device = data_file(folder), torch.device("cpu")
     split = load_split(data, "train")
@@ -131,7 +131,8 @@ def overhead(folder: Path, rounds: int = 12) -> str:
     lines = ["| student | teacher's terms | no teacher, s | asked | cached |", "|---|---|---|---|---|"]
     for name, model in (("width 0.125", student(data, 0, lite0=False)), ("YOLOv5n", build("yolov5n.yaml", data=data))):
         tasks = TasksObjective(("detect",), TrainConfig().gains)
-        for label, method in METHODS.items():
+        for label in names:
+            method = METHODS[label]
             if method is None:
                 continue
             objectives: list[Any] = [tasks]
@@ -173,7 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.overhead:
-        print(overhead(options.folder))
+        print(overhead(options.folder, options.methods.split(",")))
         return
     results = options.folder / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
