@@ -18,7 +18,7 @@ EXAMPLES = (
     "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --plan align-freeze-unfreeze --out runs/aligned",
     "mtyolo train --resume runs/train",
 )
-FREEZE_DETECTOR = "freeze-then-unfreeze"
+FREEZE_DETECTOR, REFINE = "freeze-then-unfreeze", "refine"
 """The plan that --freeze-det stands for."""
 AUTOMATIC = "auto"
 
@@ -47,7 +47,10 @@ Plan = Annotated[
 ]
 FreezeDet = Annotated[
     bool,
-    typer.Option("--freeze-det", help=f"First train all but the detector, then everything: --plan {FREEZE_DETECTOR}."),
+    typer.Option(
+        "--freeze-det",
+        help=f"First train all but the detector, then all: --plan {FREEZE_DETECTOR}; {REFINE} for .safetensors.",
+    ),
 ]
 FreezeEpochs = Annotated[int | None, _field("freeze_epochs", "Epochs of the plan's first stage.", min=1)]
 Epochs = Annotated[int | None, _field("epochs", "Epochs of the whole run.", min=1)]
@@ -123,11 +126,16 @@ def train(
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
-    chosen = FREEZE_DETECTOR if freeze_det else plan
+    chosen = freezing_plan(model) if freeze_det else plan
     if opened is not None:
         say_without_effect(given, chosen, opened)
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
+
+
+def freezing_plan(model: Path | None) -> str:
+    """What --freeze-det means: weights that mtyolo wrote have adapters that know their work, a model file has not."""
+    return REFINE if model is not None and Path(model).suffix == ".safetensors" else FREEZE_DETECTOR
 
 
 def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> None:

@@ -40,8 +40,9 @@ class StageConfig(Strict):
     """Parts by name, for example [adapters, segment, detector.17]; those that the model lacks are left out."""
     freeze: list[str] = []
     """Parts to take out of `train` again: {train: all, freeze: [detector]}."""
-    norms: Literal["train", "frozen"] = "train"
-    """frozen: BatchNorm layers of trained parts keep their statistics (small data drags them away)."""
+    norms: Literal["train", "frozen"] | list[str] = "train"
+    """frozen: BatchNorm layers of trained parts keep their statistics (small data drags them away). Or those of which
+    parts do, for example [extractor, adapters]."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Default: the run's."""
     lr_scale: dict[str, Factor] = {}

@@ -25,6 +25,8 @@ class Stage:
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     """trained, frozen: prefixes in `state_dict`; the longest that fits a name decides."""
+    still: tuple[str, ...] = ()
+    """Prefixes of the modules whose BatchNorm layers keep their statistics."""
 
     @property
     def name(self) -> str:
@@ -52,7 +54,8 @@ def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Sta
     for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
         trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
         frozen = tuple(_prefixes(model, stage.freeze))
-        resolved = Stage(stage, number, epochs, sum(earlier.epochs for earlier in stages), trained, frozen)
+        first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
+        resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
             raise ConfigError(f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}")
         stages.append(resolved)
@@ -82,7 +85,7 @@ def freeze(model: nn.Module, stage: Stage) -> None:
     """
     for name, module in model.named_modules():
         training = stage.trains(name)
-        module.training = training and not (stage.config.norms == "frozen" and isinstance(module, _BatchNorm))
+        module.training = training and not (isinstance(module, _BatchNorm) and _reach(stage.still, name) >= 0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
 
@@ -100,6 +103,12 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
             inside = [prefix for prefix in factors if _covers(prefix, name)]
             scales[name] = factors[max(inside, key=len)] if inside else 1.0
     return scales
+
+
+def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:
+    if isinstance(stage.norms, list):
+        return tuple(_prefixes(model, stage.norms, where="norms"))
+    return ("",) if stage.norms == "frozen" else ()
 
 
 def _prefixes(model: Model, parts: Iterable[str], where: str = "train") -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mtyolo.cli.main import main
-from mtyolo.cli.train import say_without_effect
+from mtyolo.cli.train import freezing_plan, say_without_effect
 
 SMALL = ["--imgsz", "64", "--device", "cpu"]
 
@@ -100,3 +100,9 @@ def test_options_that_every_stage_overrules_are_named(capsys: pytest.CaptureFixt
     assert "--lr has no effect: each stage of the plan freeze-then-unfreeze names its own" in capsys.readouterr().err
     say_without_effect({"lr": 0.1, "optimizer": "sgd"}, "one-task-then-joint", None)
     assert capsys.readouterr().err == ""
+
+
+def test_freeze_det_is_gentle_with_adapters_that_were_trained() -> None:
+    assert freezing_plan(Path("model.yaml")) == "freeze-then-unfreeze"
+    assert freezing_plan(Path("runs/train/best.safetensors")) == "refine"
+    assert freezing_plan(Path("yolov5n.pt")) == "freeze-then-unfreeze"

@@ -38,6 +38,7 @@ DETECTOR = ("graph.", "branches.detect.")
 
 WHAT_MOVES = {
     "freeze-then-unfreeze": [("branches.segment.", "branches.keypoint."), ("",)],
+    "refine": [("branches.segment.", "branches.keypoint."), ("",)],
     "one-task-then-joint": [("branches.detect.",), ("branches.segment.",), ("branches.keypoint.",), ("",)],
     "all-at-once": [("",)],
     "demo": [("",)],
@@ -131,6 +132,19 @@ def test_frozen_norms_keep_their_statistics_while_their_weights_train(
     changed = moved(before, model.state_dict())
     assert not [name for name in changed if "running" in name]
     assert "graph.layers.0.conv.weight" in changed
+
+
+def test_norms_of_named_parts_keep_their_statistics(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, shapes, plan=plan_of({"norms": ["detector"]}), config=config, out=tmp_path, progress=False)
+    statistics = [name for name in moved(before, model.state_dict()) if "running" in name]
+    assert statistics
+    assert all(name.startswith(("branches.segment.", "branches.keypoint.")) for name in statistics)
+    with pytest.raises(ConfigError, match=r"plan: norms: .*neckk"):
+        plan_stages(plan_of({"norms": ["detector.neckk"]}), TrainConfig(), model)
 
 
 def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
