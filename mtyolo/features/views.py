@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mtyolo.config.training import AugmentConfig
 from mtyolo.data.cache import resize, working_shape
 from mtyolo.data.images import read_image
-from mtyolo.data.mosaic import draw_view, place_one
 from mtyolo.data.records import ImageRecord
 from mtyolo.data.transforms import Placement, jitter_colour, paste
 from mtyolo.errors import DataError
@@ -24,7 +23,10 @@ from mtyolo.geometry import PADDING_GREY, letterbox_of
 logger = logging.getLogger(__name__)
 
 VIEW_RECIPE = AugmentConfig(mosaic=0)
-"""How views after the first vary: as training images do, without the mosaic."""
+"""Colours and mirrors of views after the first: as of training images."""
+VIEW_SCALE = 0.8, 2.0
+"""Their size against the plain view. Mostly closer, and never with more grey than must be: a cell of padding costs as
+much as one of the picture, and teaches nothing."""
 
 
 class Drawn(NamedTuple):
@@ -86,9 +88,11 @@ def view_placement(row: Row, number: int, size: int) -> tuple[Placement, bool]:
 
 def further_view(name: str, number: int, shape: tuple[int, int], size: int, *, mirror: bool) -> View:
     random = _random(name, number)
-    placement = place_one(shape, size, draw_view(size, size / 2, VIEW_RECIPE, random))
+    scale = float(random.uniform(*VIEW_SCALE))
+    spare_height, spare_width = (size - side * scale for side in shape)
+    left, top = (float(random.uniform(min(0, spare), max(0, spare))) for spare in (spare_width, spare_height))
     mirrored = bool(random.random() < VIEW_RECIPE.flip) and mirror
-    return View(scale=placement.scale, left=placement.left, top=placement.top, mirrored=mirrored)
+    return View(scale=scale, left=left, top=top, mirrored=mirrored)
 
 
 def _draw_view(image: NDArray[np.uint8], view: View, name: str, number: int, size: int) -> NDArray[np.uint8]:
