@@ -51,6 +51,8 @@ class StageConfig(Strict):
     """Default: the run's."""
     weight_decay: Factor | None = None
     """Default: the run's. AdamW's is of another scale than SGD's."""
+    warmup_epochs: Factor | None = None
+    """Default: the run's. With many `views` an epoch is long; in any case, a third of the stage is the most."""
     tasks: list[TASK] | None = None
     """Which tasks' losses count. Default: all that the model has."""
     augment: bool | AugmentConfig = True

@@ -43,8 +43,8 @@ class Exchange:
 
     @cached_property
     def rows(self) -> tuple[Tensor, Tensor]:
-        """[B, R, 5 + classes] of student and teacher."""
-        return joined_rows(self.student.detect).float(), joined_rows(self.teacher.detect).float()
+        """[B, R, 5 + classes] of student and teacher, in single precision."""
+        return _rows(self.student.detect), _rows(self.teacher.detect)
 
     @cached_property
     def groups(self) -> losses.Groups:
@@ -62,9 +62,13 @@ class Exchange:
     def keypoints(self) -> Tensor:
         assert self.student.keypoint is not None
         assert self.teacher.keypoint is not None
-        points = joined_rows(self.student.keypoint), joined_rows(self.teacher.keypoint)
+        points = _rows(self.student.keypoint), _rows(self.teacher.keypoint)
         sigmas = torch.tensor(default_sigmas(self.model.keypoints or 0)) if self.sigmas is None else self.sigmas
         return losses.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
+
+
+def _rows(maps: Sequence[Tensor]) -> Tensor:
+    return joined_rows([level.float() for level in maps])
 
 
 OUTPUT_TERMS: dict[str, Callable[[Exchange], Tensor]] = {
@@ -147,7 +151,9 @@ class Distiller(nn.Module):
             exchange = Exchange(
                 model, course.config, outputs, lesson.outputs, (images.shape[-2], images.shape[-1]), self.sigmas
             )
-            values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
+            # On a CPU, autocast refuses the float16 of saved outputs; and differences of logits want single precision.
+            with torch.autocast(images.device.type, enabled=False):
+                values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
             values += [term(model, outputs, seen, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}
             if self.rule is not None and "detect" in course.tasks:

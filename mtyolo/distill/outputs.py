@@ -158,7 +158,7 @@ def _by_group(values: Tensor, groups: Groups) -> Tensor:
 
 
 def _rows(maps: list[Tensor]) -> Tensor:
-    return torch.cat([level.flatten(1, 3) for level in maps], 1).float()
+    return torch.cat([level.flatten(1, 3).float() for level in maps], 1)
 
 
 def _compose(coefficients: Tensor, prototypes: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def _named(lesson: Lesson) -> dict[str, Tensor]:
 
 
 def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
-    named = {name: torch.stack([one[name] for one in pictures]).to(device) for name in pictures[0]}
+    with torch.autocast("cpu", enabled=False):  # it knows no float16 beside bfloat16
+        named = {name: torch.stack([one[name] for one in pictures]).to(device) for name in pictures[0]}
 
     def levels(kind: str) -> list[Tensor]:
         found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}

@@ -136,7 +136,7 @@ def make_work(
         lr=stage.config.lr or config.lr,
         epochs=stage.epochs,
         accumulate=config.accumulate,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=config.warmup_epochs if stage.config.warmup_epochs is None else stage.config.warmup_epochs,
         distiller=distiller,
     )
 

@@ -10,10 +10,12 @@ from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
 from mtyolo.checkpoint import save_weights
-from mtyolo.config.distill import TeacherConfig
+from mtyolo.config.distill import DistillConfig, TeacherConfig
 from mtyolo.distill.lessons import Opened, open_lessons
+from mtyolo.distill.objective import make_distiller
 from mtyolo.distill.saved import SavedLessons, keys_of
 from mtyolo.errors import DataError, StoreError
+from mtyolo.structures import Targets
 
 BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
 CPU = torch.device("cpu")
@@ -105,3 +107,21 @@ def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:
 def test_without_a_card_a_folder_is_no_teacher(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"teacher\.json"):
         SavedLessons(tmp_path, {}, None)
+
+
+@pytest.mark.parametrize("term", ["mse", "kl", "soft", "scaled", "masks", "keypoints"])
+def test_saved_outputs_teach_under_mixed_precision(weights: str, tmp_path: Path, term: str) -> None:
+    """On a CPU, bfloat16 of the student meets float16 of the disk."""
+    teacher = {"weights": weights, "output": {term: 1}, "features": [{"method": "fitnets"}]}
+    teacher |= {"cache": True, "folder": str(tmp_path / "lessons")}
+    student = tiny_model(seed=0, **BRANCHES)
+    config = DistillConfig.model_validate({"teachers": [teacher]})
+    distiller = make_distiller(config, student, imgsz=SIZE, device=CPU, sigmas=[0.05] * 2)
+    nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    seen_images, losses = images(), []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), distiller.watching() as seen:
+            outputs = student(seen_images.float() / 255)
+            found = distiller(student, outputs, seen, seen_images, nothing)
+        losses.append(torch.stack([value.float() for value in found.values()]))
+    assert torch.allclose(*losses, rtol=0.1, atol=0.02), losses
