@@ -63,8 +63,15 @@ class StageConfig(Strict):
     """Default: the plan's."""
     distill: DistillConfig | None = None
     """Teachers, and what is learned from them."""
+    align: Factor = 0.0
+    """Weight of alignment beside the tasks' losses, so that few labels do not undo it. Without adapters, nothing."""
     arguments: dict[str, Any] = {}
-    """Options of the objective. align: weights of the errors behind the frozen graph, `fused` and `maps`; default 0."""
+    """Options of align: weights of the errors behind the frozen graph, `fused` and `maps`; default 0."""
+
+    @property
+    def aligns(self) -> bool:
+        """Does it need what the replaced layers give?"""
+        return self.objective == "align" or self.align > 0
 
 
 class PlanConfig(Strict):

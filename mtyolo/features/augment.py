@@ -17,6 +17,9 @@ PIXEL_FIELDS = ("scale", "hue", "saturation", "value")
 FEATURE_DEFAULTS = AugmentConfig(mosaic=0, flip=0.5, scale=0, translate=0, hue=0, saturation=0, value=0)
 """What helped on coco_mini: see the table in docs/features.md."""
 
+ALIGN_DEFAULTS = FEATURE_DEFAULTS.model_copy(update={"flip": 0.0})
+"""Mirrored features are not quite those of the mirrored image. Labels forgive that; what adapters imitate does not."""
+
 MOSAIC_MARGIN = 0.25
 """The four images of a mosaic meet at least this share of the side away from its edges."""
 
@@ -28,10 +31,10 @@ class Picture(NamedTuple):
     mirrored: bool = False
 
 
-def feature_augment(augment: AugmentConfig) -> AugmentConfig:
+def feature_augment(augment: AugmentConfig, *, aligns: bool = False) -> AugmentConfig:
     """What of a run's augmentation the store can do: `flip`, `translate` and `mosaic`.
 
-    Values left at the defaults of pixel augmentation become those that suit features. Raises ConfigError where
+    Values left at the defaults of pixel augmentation become those that suit features, or alignment. Raises ConfigError where
     something was chosen that needs pixels.
     """
     usual = AugmentConfig()
@@ -42,7 +45,8 @@ def feature_augment(augment: AugmentConfig) -> AugmentConfig:
                 f"augment.{name}: {getattr(augment, name)} needs pixels, and a feature store has none; set it to 0, "
                 "train without --features, or store views that vary so: mtyolo extract --views 4"
             )
-    return FEATURE_DEFAULTS.model_copy(update={name: getattr(augment, name) for name in chosen})
+    defaults = ALIGN_DEFAULTS if aligns else FEATURE_DEFAULTS
+    return defaults.model_copy(update={name: getattr(augment, name) for name in chosen})
 
 
 def plain(row: int, cells: int) -> Picture:

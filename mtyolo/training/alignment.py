@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from mtyolo.distill.outputs import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid
-from mtyolo.training.objectives import Losses, pixels
+from mtyolo.training.objectives import Losses, TasksObjective, pixels
 
+ALIGN = "align"
+"""The name that a balancer and the results know."""
 OPTIONS = ("fused", "maps")
 BOX_VALUES = 5
 """x, y, width, height, objectness; then classes."""
@@ -40,57 +42,91 @@ class AlignObjective:
         self.maps = maps
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
-        images, adapted, wanted = seen_by_both(model, self.teacher, batch)
+        assert model.adapters is not None
+        images, pyramid, wanted = seen_by_both(model, self.teacher, batch)
+        adapted = model.adapters(pyramid, input_size(images, pyramid))
+        through = self._through_graph(model, images, adapted) if self.fused or self.maps else None
+        total, components = self.judge(model, images, adapted, wanted, through)
+        return Losses({ALIGN: total}, components, sums_images=False)
+
+    def judge(
+        self, model: Model, images: Tensor | None, adapted: Pyramid, wanted: Pyramid, through: Through | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The error and its parts. through: what the graph and the detect branch made of `adapted`."""
         errors = level_errors(adapted, wanted)
         components = {f"align.{stride}": error for stride, error in errors.items()}
         total = torch.stack(list(errors.values())).mean()
-        if self.fused or self.maps:
-            further = self._through_graph(model, images, adapted, wanted)
-            components |= further
-            fused = [error for name, error in further.items() if name.startswith("align.fused")]
-            total = total + self.fused * torch.stack(fused).mean()
-            if self.maps:
-                total = total + self.maps * torch.stack([further[name] for name in MAP_COMPONENTS]).sum()
-        return Losses({"align": total}, components, sums_images=False)
+        if through is None or not (self.fused or self.maps):
+            return total, components
+        with torch.no_grad():
+            fused_wanted, maps_wanted = self._through_graph(model, images, wanted)
+        fused = level_errors(through.fused, fused_wanted)
+        components |= {f"align.fused{stride}": error for stride, error in fused.items()}
+        total = total + self.fused * torch.stack(list(fused.values())).mean()
+        if self.maps:
+            maps = map_errors(through.maps, maps_wanted)
+            components |= maps
+            total = total + self.maps * torch.stack(list(maps.values())).sum()
+        return total, components
 
-    def _through_graph(
-        self, model: Model, images: Tensor | None, adapted: Pyramid, wanted: Pyramid
-    ) -> dict[str, Tensor]:
-        with torch.no_grad():
-            fused_wanted = model.graph(images, wanted)
+    def _through_graph(self, model: Model, images: Tensor | None, adapted: Pyramid) -> Through:
         fused = model.graph(images, adapted)
-        errors = {f"align.fused{stride}": error for stride, error in level_errors(fused, fused_wanted).items()}
-        if not self.maps:
-            return errors
-        with torch.no_grad():
-            maps_wanted = model.branches["detect"](fused_wanted)
-        return errors | map_errors(model.branches["detect"](fused), maps_wanted)
+        return Through(fused, model.branches["detect"](fused) if self.maps else [])
+
+
+class Through(NamedTuple):
+    """What the rest of the network makes of an adapted pyramid."""
+
+    fused: Pyramid
+    maps: list[Tensor]
+
+
+class AlignedTasksObjective:
+    """The tasks' losses, and beside them the alignment, on one forward pass.
+
+    Few labels say little of what the adapters have learned from many views; what they replace goes on saying it.
+    """
+
+    def __init__(self, tasks: TasksObjective, align: AlignObjective, weight: float) -> None:
+        self.tasks = tasks
+        self.align = align
+        self.weight = weight
+
+    def __call__(self, model: Model, batch: Batch) -> Losses:
+        images, pyramid, wanted = seen_by_both(model, self.align.teacher, batch)
+        outputs = model(images, pyramid=pyramid)
+        losses = self.tasks.judge(model, outputs, batch)
+        through = Through(outputs.fused, outputs.detect)
+        total, components = self.align.judge(model, images, outputs.adapted, wanted, through)
+        return Losses(losses.tasks | {ALIGN: self.weight * total}, losses.components | components, losses.shared)
 
 
 def seen_by_both(model: Model, teacher: nn.Module | None, batch: Batch) -> tuple[Tensor | None, Pyramid, Pyramid]:
-    """A batch's images where it has them, what the adapters give for them, and what the replaced layers gave."""
-    assert model.adapters is not None
+    """A batch's images where it has them, the extractor's features, and what the replaced layers gave."""
     if batch.replaced is not None and batch.pyramid is not None:
-        stride, features = next(iter(batch.pyramid.items()))
-        height, width = features.shape[-2:]
-        return None, model.adapters(batch.pyramid, (height * stride, width * stride)), batch.replaced
+        return None, batch.pyramid, batch.replaced
     assert batch.images is not None, "the replaced layers see images"
     assert teacher is not None
     assert model.extractor is not None
     images = pixels(batch.images)
-    pyramid = batch.pyramid if batch.pyramid is not None else model.extractor(images)
-    return images, model.adapters(pyramid, tuple(images.shape[-2:])), teacher(images)
+    return images, batch.pyramid if batch.pyramid is not None else model.extractor(images), teacher(images)
+
+
+def input_size(images: Tensor | None, pyramid: Pyramid) -> tuple[int, int]:
+    """Height and width of the network input."""
+    if images is not None:
+        return images.shape[-2], images.shape[-1]
+    stride, features = next(iter(pyramid.items()))
+    return features.shape[-2] * stride, features.shape[-1] * stride
 
 
 @torch.no_grad()
 def match_adapters(model: Model, teacher: nn.Module | None, batches: Iterable[Batch]) -> None:
     """Give the adapters' outputs the replaced layers' mean and variance per channel, over the given batches."""
     assert model.adapters is not None
-    pairs = [seen_by_both(model, teacher, batch)[1:] for batch in batches]
+    seen = [seen_by_both(model, teacher, batch) for batch in batches]
+    pairs = [(model.adapters(pyramid, input_size(images, pyramid)), wanted) for images, pyramid, wanted in seen]
     match_statistics(model.adapters, moments(found for found, _ in pairs), moments(wanted for _, wanted in pairs))
-
-
-MAP_COMPONENTS = ("align.objectness", "align.boxes", "align.classes")
 
 
 def level_errors(found: Pyramid, wanted: Pyramid) -> dict[int, Tensor]:

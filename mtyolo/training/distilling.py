@@ -71,8 +71,8 @@ def _refuse(
     own = stage.config.augment
     varies = own if isinstance(own, AugmentConfig) else config.augment if own else None
     moves = varies is not None and any(varies.model_dump().values())
-    if stage.config.objective != "tasks":
-        raise ConfigError(f"{place}: joins the objective tasks; {stage.config.objective} has a teacher of its own")
+    if stage.config.aligns:
+        raise ConfigError(f"{place}: joins the objective tasks; align has a teacher of its own")
     if store is not None:
         raise ConfigError(f"{place}: teachers look at images, and a feature store has none; train without --features")
     if moves and any(teacher.cache is True for teacher in distill.teachers):

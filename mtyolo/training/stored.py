@@ -41,14 +41,10 @@ def open_store(
     for split in splits:
         if split is not None:
             store.check(model, split, config.imgsz)
-    compares = model.config.adapters.match_statistics or any(_aligns(stage) for stage in stages)
+    compares = model.config.adapters.match_statistics or any(stage.config.aligns for stage in stages)
     if splits[0] is not None and compares:
         open_targets(store, model, splits[0])
     return store
-
-
-def _aligns(stage: Stage) -> bool:
-    return stage.config.objective == "align"
 
 
 def _refuse_images(stage: Stage, config: TrainConfig) -> None:
@@ -66,14 +62,14 @@ def stage_augment(stage: Stage, config: TrainConfig) -> AugmentConfig | None:
     """What a stage asks for, as far as features can do it; None for none. Raises ConfigError for what needs pixels."""
     own = stage.config.augment
     augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
-    return None if augment is None else feature_augment(augment)
+    return None if augment is None else feature_augment(augment, aligns=stage.config.aligns)
 
 
 def training_batches(
     store: FeatureStore, model: Model, stage: Stage, split: Split, config: TrainConfig
 ) -> DataLoader[Batch]:
     augment = stage_augment(stage, config)
-    targets = open_targets(store, model, split) if _aligns(stage) else None
+    targets = open_targets(store, model, split) if stage.config.aligns else None
     return make_store_loader(
         store, split, config.batch, augment=augment, shuffle=True, seed=config.seed, targets=targets
     )

@@ -20,7 +20,7 @@ from mtyolo.distill.objective import Distiller
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
-from mtyolo.training.alignment import make_align, without_labels
+from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
 from mtyolo.training.loading import StageLoader
@@ -107,27 +107,21 @@ def make_work(
     accelerator: Accelerator,
 ) -> StageWork:
     """Prepare a stage. The model is frozen as the stage says."""
-    aligns = stage.config.objective == "align"
-    split = without_labels(split) if aligns else split
-    tasks = ("align",) if aligns else _tasks(stage, model, split)
+    alone = stage.config.objective == "align"
+    split = without_labels(split) if alone else split
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
     distiller = stage_distiller(stage, model, split, config, store, accelerator)
     learned = list(distiller.parameters()) if distiller is not None else []
-    objective: Objective = (
-        make_align(model, stage.config.arguments, accelerator.device, stored=store is not None)
-        if aligns
-        else TasksObjective(tasks, config.gains, split.sigmas)
-    )
+    tasks = () if alone else _tasks(stage, model, split)
+    objective, losses = _objective(stage, model, tasks, split, config, distiller, store, accelerator)
     if stage.config.weight_decay is not None:
         config = config.model_copy(update={"weight_decay": stage.config.weight_decay})
     optimizer = make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer)
-    if isinstance(objective, TasksObjective) and distiller is not None:
-        objective, tasks = DistilledObjective(objective, distiller), (*tasks, DISTILL)
     if learned:
         optimizer.add_param_group({"params": learned, "scale": 1.0, "weight_decay": config.weight_decay})
     return StageWork(
         objective=objective,
-        balancer=make_balancer(stage.config.balance or plan.balance, tasks, weights),
+        balancer=make_balancer(stage.config.balance or plan.balance, losses, weights),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
         loader=_loader(stage, model, split, config, store, accelerator),
@@ -139,6 +133,30 @@ def make_work(
         warmup_epochs=config.warmup_epochs if stage.config.warmup_epochs is None else stage.config.warmup_epochs,
         distiller=distiller,
     )
+
+
+def _objective(
+    stage: Stage,
+    model: Model,
+    tasks: tuple[str, ...],
+    split: Split,
+    config: TrainConfig,
+    distiller: Distiller | None,
+    store: FeatureStore | None,
+    accelerator: Accelerator,
+) -> tuple[Objective, tuple[str, ...]]:
+    """What the stage minimises, and the names of the losses that are balanced."""
+    align = None
+    if stage.config.objective == "align" or (stage.config.align and model.adapters is not None):
+        align = make_align(model, stage.config.arguments, accelerator.device, stored=store is not None)
+    if align is not None and stage.config.objective == "align":
+        return align, (ALIGN,)
+    objective = TasksObjective(tasks, config.gains, split.sigmas)
+    if align is not None:
+        return AlignedTasksObjective(objective, align, stage.config.align), (*tasks, ALIGN)
+    if distiller is not None:
+        return DistilledObjective(objective, distiller), (*tasks, DISTILL)
+    return objective, tasks
 
 
 def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:

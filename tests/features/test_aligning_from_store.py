@@ -79,6 +79,16 @@ def test_errors_from_the_store_are_those_of_aligning_online(
         assert {name: other[name] for name in errors} == pytest.approx(errors, rel=1e-5, abs=1e-5)
 
 
+def test_alignment_beside_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store", "--targets", "--dtype", "fp32")
+    stage = {"objective": "tasks", "align": 0.1, "arguments": {"fused": 1.0, "maps": 1.0}, "norms": "frozen"}
+    online, stored = align(files, tmp_path / "online", **stage), align(files, tmp_path / "stored", store, **stage)
+    for one, other in zip(online[1:], stored[1:], strict=True):
+        losses = {name: value for name, value in one.items() if name.startswith("loss/")}
+        assert {"loss/detect", "loss/align", "loss/align.fused8"} <= set(losses)
+        assert {name: other[name] for name in losses} == pytest.approx(losses, rel=1e-4, abs=1e-4)
+
+
 def test_views_and_mirrors_are_seen_by_both(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store", "--targets", "--views", "3")
     rows = align(files, tmp_path / "run", store, augment=True, views=3)

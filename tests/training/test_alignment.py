@@ -13,11 +13,15 @@ import yaml
 
 from mtyolo.api import build
 from mtyolo.config.plan import read_plan
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import LossGains, TrainConfig
+from mtyolo.data.dataset import Dataset
+from mtyolo.data.loader import make_loader
+from mtyolo.data.sources import load_split
 from mtyolo.distill.outputs import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.alignment import level_errors, map_errors
+from mtyolo.training.alignment import AlignedTasksObjective, level_errors, make_align, map_errors
+from mtyolo.training.objectives import TasksObjective
 from mtyolo.training.train import train
 
 SIZE = 64
@@ -133,6 +137,59 @@ def test_the_second_phase_goes_through_the_frozen_graph(weights: Path, coloured:
     assert "align.objectness" in text
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("adapters."))
+
+
+def with_labels(model: Model, data: Path, out: Path, **stage: Any) -> dict[str, float]:
+    """One stage of labels on everything but the detector; what came of it."""
+    config = TrainConfig(epochs=3, imgsz=SIZE, batch=4, workers=0, device="cpu", warmup_epochs=0)
+    whole: dict[str, Any] = {
+        "name": "labels",
+        "freeze": ["detector"],
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "augment": False,
+    }
+    return train(model, data, plan={"stages": [whole | stage]}, config=config, out=out, progress=False).results[-1]
+
+
+def test_beside_labels_alignment_keeps_adapters_to_what_they_replace(
+    weights: Path, coloured: Path, tmp_path: Path
+) -> None:
+    def distance(align: float) -> float:
+        model = lite(weights)
+        stage = {"align": align, "arguments": {"fused": 1.0, "maps": 0.5}, "train": ["adapters"], "lr": 0.01}
+        row = with_labels(model, coloured, tmp_path / str(align), **stage)
+        assert {"loss/detect", "loss/align", "loss/align.fused8", "loss/align.boxes", "weight/align"} <= set(row)
+        return float(row["loss/align.8"])
+
+    assert distance(100.0) < 0.9 * distance(1e-9)
+
+
+def test_what_goes_through_the_graph_is_what_the_objective_alone_sends(weights: Path, coloured: Path) -> None:
+    """Fused features and maps of the tasks' own pass are compared, not those of a second one."""
+    model, arguments = lite(weights).eval(), {"fused": 1.0, "maps": 1.0}
+    for parameter in model.graph.parameters():
+        parameter.requires_grad_(False)
+    batch = next(
+        iter(make_loader(Dataset(load_split(coloured, "train"), SIZE, None), 4, shuffle=False, workers=0, seed=0))
+    )
+    alone = make_align(model, arguments, torch.device("cpu"))
+    beside = AlignedTasksObjective(TasksObjective(("detect",), LossGains()), alone, weight=0.5)
+    own, joint = alone(model, batch), beside(model, batch)
+    assert set(joint.tasks) == {"detect", "align"}
+    assert joint.tasks["align"].item() == pytest.approx(0.5 * own.tasks["align"].item(), rel=1e-5)
+
+
+def test_a_model_without_adapters_has_nothing_to_keep(shapes: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    row = with_labels(build("yolov5n.yaml", data=shapes), shapes, tmp_path / "run", align=1.0, freeze=["detector.0"])
+    assert "loss/align" not in row
+
+
+def test_teachers_beside_alignment_are_refused(weights: Path, coloured: Path, tmp_path: Path) -> None:
+    teacher = {"teachers": [{"weights": str(weights), "output": {"scaled": 1.0}}]}
+    with pytest.raises(ConfigError, match="align has a teacher of its own"):
+        with_labels(lite(weights), coloured, tmp_path / "run", align=1.0, distill=teacher)
 
 
 def test_matched_adapters_start_closer(weights: Path, coloured: Path, tmp_path: Path) -> None:
