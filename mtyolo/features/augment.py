@@ -34,8 +34,8 @@ class Picture(NamedTuple):
 def feature_augment(augment: AugmentConfig, *, aligns: bool = False) -> AugmentConfig:
     """What of a run's augmentation the store can do: `flip`, `translate` and `mosaic`.
 
-    Values left at the defaults of pixel augmentation become those that suit features, or alignment. Raises ConfigError where
-    something was chosen that needs pixels.
+    Values left at the defaults of pixel augmentation become those that suit features, or alignment.
+    Raises ConfigError where something was chosen that needs pixels.
     """
     usual = AugmentConfig()
     chosen = [name for name in AugmentConfig.model_fields if getattr(augment, name) != getattr(usual, name)]

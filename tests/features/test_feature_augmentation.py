@@ -254,7 +254,9 @@ def test_pieces_of_a_mosaic_fill_the_input_without_overlap() -> None:
 
 def test_what_needs_pixels_is_refused_only_when_somebody_asked_for_it() -> None:
     assert feature_augment(AugmentConfig()) == FEATURE_DEFAULTS
-    assert feature_augment(AugmentConfig(), aligns=True).flip == 0, "mirrored features are not those of the mirror image"
+    assert feature_augment(AugmentConfig(), aligns=True).flip == 0, (
+        "features of a mirror image are not mirrored features"
+    )
     assert feature_augment(AugmentConfig(flip=0.3), aligns=True).flip == 0.3
     assert feature_augment(AugmentConfig(mosaic=0.3)).mosaic == 0.3
     assert feature_augment(AugmentConfig(hue=0)) == FEATURE_DEFAULTS
