@@ -11,7 +11,7 @@ from mtyolo.config.model import Positive, Strict
 Weight = Annotated[float, Field(ge=0)]
 
 OUTPUT_TERM = Literal["mse", "kl", "soft", "scaled", "masks", "keypoints"]
-FEATURE_METHOD = Literal["fitnets", "spatial", "channel", "cwd", "mgd", "gradient"]
+FEATURE_METHOD = Literal["fitnets", "relative", "spatial", "channel", "cwd", "mgd", "gradient"]
 
 
 class FeatureConfig(Strict):

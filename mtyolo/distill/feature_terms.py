@@ -12,7 +12,7 @@ from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
 from mtyolo.distill.lessons import Opened, layer_pairs
-from mtyolo.distill.teachers import Lesson, Teacher, layer_of
+from mtyolo.distill.teachers import Lesson, Teacher, layer_of, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
@@ -103,7 +103,8 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
     pairs = [Pair(*pair, weight * scale) for pair, weight in zip(found, weights, strict=True) if weight]
     losses = []
     for pair in pairs:
-        layer_of(student, pair.student)
+        if pair.student not in replaced_layers(student):
+            layer_of(student, pair.student)
         if pair.teacher not in opened.channels:
             raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}")
         own = student.graph.levels[pair.student].channels

@@ -15,6 +15,7 @@ CWD_TEMPERATURE = 1.0
 """For necks of detectors, in the authors' configurations; for segmentation logits they take 4."""
 MGD_MASKED = 0.65
 """Fraction of positions that are hidden, for one-stage detectors, in the authors' configurations."""
+SMALLEST_VARIANCE = 1e-12
 
 
 class FitNets(nn.Module):
@@ -26,6 +27,14 @@ class FitNets(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(resized(self.projector(student), teacher), teacher)
+
+
+class Relative(FitNets):
+    """FitNets' error over the variance of the teacher's map: 1.0 is no better than its mean, and layers whose values
+    differ a hundredfold weigh alike. The measure of alignment."""
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return super().forward(student, teacher) / teacher.var().clamp(min=SMALLEST_VARIANCE)
 
 
 class SpatialAttention(nn.Module):
@@ -116,6 +125,7 @@ class GradientSimilarity(nn.Module):
 
 FEATURE_LOSSES: dict[str, type[nn.Module]] = {
     "fitnets": FitNets,
+    "relative": Relative,
     "spatial": SpatialAttention,
     "channel": ChannelAttention,
     "cwd": ChannelWise,
@@ -123,7 +133,15 @@ FEATURE_LOSSES: dict[str, type[nn.Module]] = {
     "gradient": GradientSimilarity,
 }
 
-PUBLISHED_WEIGHTS = {"fitnets": 1.0, "spatial": 1000.0, "channel": 1.0, "cwd": 5.0, "mgd": 2e-5, "gradient": 1.0}
+PUBLISHED_WEIGHTS = {
+    "fitnets": 1.0,
+    "relative": 1.0,
+    "spatial": 1000.0,
+    "channel": 1.0,
+    "cwd": 5.0,
+    "mgd": 2e-5,
+    "gradient": 1.0,
+}
 """What authors multiply their loss with: attention transfer's beta (over mean squares), CWD and MGD on detectors."""
 
 

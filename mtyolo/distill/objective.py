@@ -19,7 +19,7 @@ from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_featu
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
-from mtyolo.distill.teachers import layer_of, layout_of, recording
+from mtyolo.distill.teachers import layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
@@ -115,12 +115,9 @@ class Distiller(nn.Module):
         self.courses = list(courses)
         self.sigmas = sigmas
         self.learned = nn.ModuleList(nn.ModuleList(course.features) for course in courses)
-        self.watched = {
-            number: layer_of(student, number)
-            for course in courses
-            for term in course.features
-            for number in term.student_layers
-        }
+        layers = {number for course in courses for term in course.features for number in term.student_layers}
+        self.replaced = {number: stride for number, stride in replaced_layers(student).items() if number in layers}
+        self.watched = {number: layer_of(student, number) for number in sorted(layers - self.replaced.keys())}
         self.names = _names(self.courses)
         self.rule = ThreeTimesRule() if config.three_times else None
         self.dynamic = DynamicWeights([name for names in self.names for name in names]) if config.dynamic else None
@@ -146,6 +143,7 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """Term -> scalar, weighted as its teacher's config says; a mean over images. images: [B, 3, H, W] uint8."""
         found: dict[str, Tensor] = {}
+        seen = {**seen, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
         for course, names in zip(self.courses, self.names, strict=True):
             lesson = course.opened.lessons(images)
             exchange = Exchange(

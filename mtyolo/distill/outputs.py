@@ -90,16 +90,26 @@ def objectness_scaled(student: Sequence[Tensor], teacher: Sequence[Tensor], grou
     total = student[0].new_zeros((), dtype=torch.float32)
     objects = total.clone()
     for found, wanted in zip(student, teacher, strict=True):
-        wanted_objectness = wanted[..., OBJECTNESS].float()
-        belief = wanted_objectness.sigmoid()
+        wanted_scores = wanted[..., OBJECTNESS].flatten().float()
+        belief = wanted_scores.sigmoid()
         objects = objects + belief.sum()
-        objectness = bernoulli_divergence(found[..., OBJECTNESS].float(), wanted_objectness).sum()
-        # Few rows: only these are read, converted and differentiated.
-        sure = belief > SMALLEST_BELIEF
-        divergence = bernoulli_divergence(found[sure].float(), wanted[sure].float())
+        sure = (belief > SMALLEST_BELIEF).nonzero()[:, 0]
+        scores, rows = _scores_and_rows(found, sure)
+        divergence = bernoulli_divergence(rows, wanted.flatten(0, -2)[sure].float())
         parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
+        objectness = bernoulli_divergence(scores, wanted_scores).sum()
         total = total + groups.objectness * objectness + (belief[sure] * parts).sum()
     return total / objects.clamp(min=1.0)
+
+
+def _scores_and_rows(found: Tensor, sure: Tensor) -> tuple[Tensor, Tensor]:
+    """Objectness of all rows [R] and some rows whole [n, 5 + classes]. Few numbers of many: picked in one go, as each
+    selection by itself would fill a gradient of the map's full size."""
+    width = found.shape[-1]
+    columns = torch.arange(width, device=found.device)
+    everywhere = torch.arange(found.numel() // width, device=found.device) * width + OBJECTNESS
+    picked = found.take(torch.cat([everywhere, (sure[:, None] * width + columns).flatten()])).float()
+    return picked[: len(everywhere)], picked[len(everywhere) :].view(-1, width)
 
 
 def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, size: tuple[int, int]) -> Tensor:

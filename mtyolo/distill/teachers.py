@@ -27,6 +27,7 @@ from mtyolo.distill.layout import (
 )
 from mtyolo.errors import ConfigError
 from mtyolo.graph.families import BOX_VALUES, FamilyModel, FamilyOutputs, is_family, open_family
+from mtyolo.graph.network import INPUT
 from mtyolo.model import Model
 from mtyolo.structures import MaskOutputs, Outputs
 from mtyolo.tasks.detect.decode import decode
@@ -210,6 +211,11 @@ def layer_of(model: Source, number: int) -> nn.Module:
     if str(number) not in layers:
         raise ConfigError(f"distill: features: layer {number} is not built in this model; it has {', '.join(layers)}")
     return layers[str(number)]
+
+
+def replaced_layers(student: Model) -> dict[int, int]:
+    """Layers whose output an adapter gives -> its stride."""
+    return {int(layer): stride for layer, stride in student.graph.entry.items() if layer != INPUT}
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from mtyolo.distill.features import (
     FitNets,
     GradientSimilarity,
     MaskedGeneration,
+    Relative,
     SpatialAttention,
     resized,
 )
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 2, 3, 4, 5
-SIMPLE = ("fitnets", "spatial", "channel", "cwd", "gradient")
+SIMPLE = ("fitnets", "relative", "spatial", "channel", "cwd", "gradient")
 """Without anything random or generated."""
 
 
@@ -62,6 +63,17 @@ def test_fitnets_agrees_with_a_loop_and_projects_channels() -> None:
         for row, column in positions()
     ]
     assert float(loss(student, teacher).detach()) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+
+
+def test_relative_is_the_squared_error_over_the_teachers_variance_whatever_its_scale() -> None:
+    loss, student, teacher = Relative(CHANNELS, CHANNELS), features(0), features(1)
+    values = [float(value) for value in teacher.flatten()]
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    assert float(loss(student, teacher)) == pytest.approx(float(FitNets(3, 3)(student, teacher)) / variance, rel=1e-5)
+    assert float(loss(30 * student, 30 * teacher)) == pytest.approx(float(loss(student, teacher)), rel=1e-5)
+    constant = torch.full_like(teacher, mean)
+    assert float(loss(constant, teacher)) == pytest.approx(1, abs=0.02), "the mean explains nothing"
 
 
 def test_spatial_attention_agrees_with_a_loop_whatever_the_channels() -> None:

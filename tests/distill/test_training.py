@@ -10,15 +10,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from tiny_students import SIZE, tiny_model
 
+from mtyolo.assembly import build
 from mtyolo.checkpoint import save_weights
 from mtyolo.config.data import DataConfig
+from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.objective import make_distiller
 from mtyolo.errors import ConfigError
+from mtyolo.structures import Targets
+from mtyolo.training.alignment import level_errors
 from mtyolo.training.run import Run
 from mtyolo.training.train import train
 
@@ -187,3 +193,33 @@ def test_shipped_plans_name_teachers(name: str) -> None:
 def test_a_plan_that_says_nothing_useful_is_refused(distill: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_plan({"stages": [{"name": "d", "distill": distill}]})
+
+
+def test_what_an_adapter_gives_in_place_of_a_layer_is_taught_as_that_layer(weights: str) -> None:
+    torch.manual_seed(0)
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    student = build(
+        {"extractor": {"name": "timm/mobilenetv2_035", "weights": "none"}, "detector": {"graph": graph}},
+        names={0: "square", 1: "disc"},
+    )
+    term = {"method": "relative", "layers": [4, 6, 9]}
+    config = DistillConfig.model_validate({"teachers": [{"weights": weights, "features": [term]}]})
+    distiller = make_distiller(config, student, imgsz=SIZE, device=torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with distiller.watching() as seen:
+        outputs = student(images.float() / 255)
+    found = distiller(
+        student,
+        outputs,
+        seen,
+        images,
+        Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)),
+    )["distill.relative"]
+    lesson = distiller.courses[0].opened.lessons(images)
+    wanted = {8: lesson.features[4], 16: lesson.features[6], 32: lesson.features[9]}
+    errors = level_errors(outputs.adapted, wanted)
+    assert float(found.detach()) == pytest.approx(float(torch.stack(list(errors.values())).sum().detach()), rel=1e-4)
+    found.backward()
+    assert student.adapters is not None
+    assert all(parameter.grad is not None for parameter in student.adapters.parameters())
