@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,9 +104,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def lesson(self, images: Tensor) -> Lesson:
-        """Outputs and features of a batch; computed in half precision on a GPU, given in single."""
+        """Outputs and features of a batch; computed in half precision on a GPU, elsewhere in the run's."""
         own = self._own_pixels(images)
-        half = torch.autocast(images.device.type, torch.float16, enabled=images.device.type == "cuda")
+        half = torch.autocast("cuda", torch.float16) if images.device.type == "cuda" else nullcontext()
         with half, recording(self.recorded) as seen:
             raw = self.source(own)
         features = {number: features.detach().float() for number, features in seen.items()}
