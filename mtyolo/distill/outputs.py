@@ -83,33 +83,26 @@ def soft_bce(student: Tensor, teacher: Tensor, groups: Groups = EQUAL) -> Tensor
 def objectness_scaled(student: Sequence[Tensor], teacher: Sequence[Tensor], groups: Groups = EQUAL) -> Tensor:
     """Objectness everywhere; box and classes in proportion to the teacher's objectness.
 
-    student, teacher: maps [..., 5 + classes] a level. Divergences of a row's independent sigmoids add up; rows are
-    divided by the sum of the teacher's objectness, not by their number, so that background does not dilute objects.
+    student, teacher: maps [B, A, H, W, 5 + classes] a level, or rows [B, R, 5 + classes]. Divergences of a row's
+    independent sigmoids add up; rows are divided by the sum of the teacher's objectness, not by their number, so that
+    background does not dilute objects.
     Mehta and Ozturk 2018, arXiv:1805.06361 (with squared differences there).
     """
     total = student[0].new_zeros((), dtype=torch.float32)
     objects = total.clone()
     for found, wanted in zip(student, teacher, strict=True):
-        wanted_scores = wanted[..., OBJECTNESS].flatten().float()
+        # In the order in which a convolution writes under channels_last: the student's rows are picked without a copy.
+        found, wanted = found.movedim(1, -2), wanted.movedim(1, -2)
+        rows, wanted_scores = found.reshape(-1, found.shape[-1]), wanted[..., OBJECTNESS].float()
         belief = wanted_scores.sigmoid()
         objects = objects + belief.sum()
-        sure = (belief > SMALLEST_BELIEF).nonzero()[:, 0]
-        scores, rows = _scores_and_rows(found, sure)
-        divergence = bernoulli_divergence(rows, wanted.flatten(0, -2)[sure].float())
+        objectness = bernoulli_divergence(rows[:, OBJECTNESS].float(), wanted_scores.flatten()).sum()
+        sure = belief > SMALLEST_BELIEF
+        picked = rows.index_select(0, sure.flatten().nonzero()[:, 0])
+        divergence = bernoulli_divergence(picked.float(), wanted[sure].float())
         parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
-        objectness = bernoulli_divergence(scores, wanted_scores).sum()
         total = total + groups.objectness * objectness + (belief[sure] * parts).sum()
     return total / objects.clamp(min=1.0)
-
-
-def _scores_and_rows(found: Tensor, sure: Tensor) -> tuple[Tensor, Tensor]:
-    """Objectness of all rows [R] and some rows whole [n, 5 + classes]. Few numbers of many: picked in one go, as each
-    selection by itself would fill a gradient of the map's full size."""
-    width = found.shape[-1]
-    columns = torch.arange(width, device=found.device)
-    everywhere = torch.arange(found.numel() // width, device=found.device) * width + OBJECTNESS
-    picked = found.take(torch.cat([everywhere, (sure[:, None] * width + columns).flatten()])).float()
-    return picked[: len(everywhere)], picked[len(everywhere) :].view(-1, width)
 
 
 def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, size: tuple[int, int]) -> Tensor:
