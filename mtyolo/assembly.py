@@ -19,7 +19,7 @@ from mtyolo.config.model import (
     shipped_configs,
 )
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
 from mtyolo.graph.official import OfficialCheckpoint, read_official
@@ -170,6 +170,19 @@ def replaced_weights(model: Model) -> str:
     if weights is None:
         raise ConfigError("align: the replaced layers are the teacher; name detector.weights: an official checkpoint")
     return weights
+
+
+def follows_official(model: Model) -> bool:
+    """Is all that follows the features still the official network, to the bit? Then what they replaced is a teacher."""
+    try:
+        official = read_official(replaced_weights(model))
+    except MtyoloError:
+        return False
+    pairs = [(tensor, official.tensors.get(f"model.{key}")) for key, tensor in model.graph.layers.state_dict().items()]
+    return all(
+        theirs is not None and theirs.shape == own.shape and torch.equal(own.cpu(), theirs.to(own.dtype))
+        for own, theirs in pairs
+    )
 
 
 def _document(config: str | Path | Mapping[str, Any]) -> Document:

@@ -18,8 +18,8 @@ EXAMPLES = (
     "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --plan align-freeze-unfreeze --out runs/aligned",
     "mtyolo train --resume runs/train",
 )
-FREEZE_DETECTOR, REFINE = "freeze-then-unfreeze", "refine"
-"""The plan that --freeze-det stands for."""
+FREEZE_DETECTOR, REFINE, ALIGN_REFINE = "freeze-then-unfreeze", "refine", "align-refine"
+"""The plans that --freeze-det stands for."""
 AUTOMATIC = "auto"
 
 
@@ -49,7 +49,8 @@ FreezeDet = Annotated[
     bool,
     typer.Option(
         "--freeze-det",
-        help=f"First train all but the detector, then all: --plan {FREEZE_DETECTOR}; {REFINE} for .safetensors.",
+        help=f"First train all but the detector, then all: --plan {FREEZE_DETECTOR}; for .safetensors {REFINE}, or "
+        f"{ALIGN_REFINE} where features enter an official detector.",
     ),
 ]
 FreezeEpochs = Annotated[int | None, _field("freeze_epochs", "Epochs of the plan's first stage.", min=1)]
@@ -126,16 +127,25 @@ def train(
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
-    chosen = freezing_plan(model) if freeze_det else plan
+    chosen = freezing_plan(model, opened, features) if freeze_det else plan
     if opened is not None:
         say_without_effect(given, chosen, opened)
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
 
 
-def freezing_plan(model: Path | None) -> str:
-    """What --freeze-det means: weights that mtyolo wrote have adapters that know their work, a model file has not."""
-    return REFINE if model is not None and Path(model).suffix == ".safetensors" else FREEZE_DETECTOR
+def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
+    """What --freeze-det means: weights that mtyolo wrote have adapters that know their work, a model file has not.
+
+    model: what was opened from the path. features: a store, which aligns if it has what the replaced layers gave.
+    """
+    if path is None or Path(path).suffix != ".safetensors":
+        return FREEZE_DETECTOR
+    from mtyolo.assembly import follows_official
+    from mtyolo.features.manifest import REPLACED
+
+    aligns = features is None or (features / REPLACED).is_dir()
+    return ALIGN_REFINE if aligns and follows_official(model) else REFINE
 
 
 def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> None:

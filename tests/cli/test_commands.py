@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from mtyolo.assembly import build
 from mtyolo.cli.main import main
 from mtyolo.cli.train import freezing_plan, say_without_effect
 
@@ -103,6 +105,25 @@ def test_options_that_every_stage_overrules_are_named(capsys: pytest.CaptureFixt
 
 
 def test_freeze_det_is_gentle_with_adapters_that_were_trained() -> None:
-    assert freezing_plan(Path("model.yaml")) == "freeze-then-unfreeze"
-    assert freezing_plan(Path("runs/train/best.safetensors")) == "refine"
-    assert freezing_plan(Path("yolov5n.pt")) == "freeze-then-unfreeze"
+    model = build("yolov5n.yaml")
+    assert freezing_plan(Path("model.yaml"), model, None) == "freeze-then-unfreeze"
+    assert freezing_plan(Path("runs/train/best.safetensors"), model, None) == "refine"
+    assert freezing_plan(Path("yolov5n.pt"), model, None) == "freeze-then-unfreeze"
+
+
+def test_freeze_det_goes_on_aligning_only_to_a_detector_that_is_still_official(test_data: Path, tmp_path: Path) -> None:
+    model = build(
+        {
+            "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
+            "detector": {"graph": "yolov5n.yaml", "weights": str(test_data / "weights" / "yolov5n.pt")},
+        }
+    )
+    path, store = Path("best.safetensors"), tmp_path / "store"
+    assert freezing_plan(path, model, None) == "align-refine"
+    store.mkdir()
+    assert freezing_plan(path, model, store) == "refine", "a store without what the replaced layers gave"
+    (store / "replaced").mkdir()
+    assert freezing_plan(path, model, store) == "align-refine"
+    with torch.no_grad():
+        model.graph.layers["23"].cv1.bn.running_mean[0] += 1
+    assert freezing_plan(path, model, None) == "refine", "a detector that moved understands other features"

@@ -111,6 +111,7 @@ def test_labels_make_no_difference_and_only_adapters_move(weights: Path, coloure
     ("name", "expected"),
     [
         ("align", [("adapters.",), ("adapters.",)]),
+        ("align-refine", [("adapters.", *BRANCHES), ("",)]),
         ("align-freeze-unfreeze", [("adapters.",), ("adapters.",), ("adapters.", *BRANCHES), ("",)]),
     ],
 )
