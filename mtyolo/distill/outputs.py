@@ -7,7 +7,7 @@ Rows are [B, sum(A*H*W), 5 + classes] logits, level by level, fine to coarse: 25
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,13 +96,32 @@ def objectness_scaled(student: Sequence[Tensor], teacher: Sequence[Tensor], grou
         rows, wanted_scores = found.reshape(-1, found.shape[-1]), wanted[..., OBJECTNESS].float()
         belief = wanted_scores.sigmoid()
         objects = objects + belief.sum()
-        objectness = bernoulli_divergence(rows[:, OBJECTNESS].float(), wanted_scores.flatten()).sum()
         sure = belief > SMALLEST_BELIEF
-        picked = rows.index_select(0, sure.flatten().nonzero()[:, 0])
+        scores, picked = _Picked.apply(rows, sure.flatten().nonzero()[:, 0])
+        objectness = bernoulli_divergence(scores.float(), wanted_scores.flatten()).sum()
         divergence = bernoulli_divergence(picked.float(), wanted[sure].float())
         parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
         total = total + groups.objectness * objectness + (belief[sure] * parts).sum()
     return total / objects.clamp(min=1.0)
+
+
+class _Picked(torch.autograd.Function):
+    """Objectness of all rows [R, 5 + classes], and some rows whole. Differentiated together: each selection by itself
+    would fill, and add, a gradient of the map's full size, which costs more than the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(numbers)
+        ctx.shape = rows.shape
+        return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (numbers,) = ctx.saved_tensors
+        gradient = to_picked.new_zeros(ctx.shape)
+        gradient[numbers] = to_picked
+        gradient[:, OBJECTNESS] += to_scores
+        return gradient, None
 
 
 def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, size: tuple[int, int]) -> Tensor:

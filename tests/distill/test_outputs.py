@@ -162,6 +162,24 @@ def test_background_teaches_neither_box_nor_class() -> None:
     assert float(student.grad[..., 4].abs().min()) > 0
 
 
+def test_gradients_of_scaled_are_differences_of_probabilities_in_maps_of_any_memory_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = [torch.randn(2, 3 * 8, 4, 5, generator=generator) for _ in range(2)]
+    plain, last = raw[0].clone(), raw[0].to(memory_format=torch.channels_last)
+    teacher = raw[1].unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2)
+    teacher[0, ..., 4] = -20.0  # an image of background: most rows are not picked
+    belief = teacher[..., 4:5].sigmoid()
+    weights = torch.cat((GROUPS.box * belief.expand(-1, -1, -1, -1, 4), torch.full_like(belief, GROUPS.objectness)), -1)
+    weights = torch.cat((weights, GROUPS.classes * belief.expand(-1, -1, -1, -1, 3)), -1)
+    for leaf in (plain.requires_grad_(), last.requires_grad_()):
+        student = leaf.unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2)
+        objectness_scaled([student], [teacher], GROUPS).backward()
+        expected = weights * (student.detach().sigmoid() - teacher.sigmoid()) / belief.sum()
+        assert leaf.grad is not None
+        found = leaf.grad.unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
 SIZE = (64, 64)
 LAYOUT = Layout((8, 16), torch.tensor([[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]]))
 
