@@ -68,8 +68,11 @@ class SavedLessons:
 def keys_of(images: Tensor) -> list[str]:
     """Names of pictures [B, 3, H, W] uint8: BLAKE2b of height, width and the pixels, row by row, RGB."""
     rows = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    shape = f"{rows.shape[1]}x{rows.shape[2]}:".encode()
-    return [hashlib.blake2b(shape + row.tobytes(), digest_size=KEY_BYTES).hexdigest() for row in rows]
+    start = hashlib.blake2b(f"{rows.shape[1]}x{rows.shape[2]}:".encode(), digest_size=KEY_BYTES)
+    hashes = [start.copy() for _ in rows]
+    for one, row in zip(hashes, rows, strict=True):
+        one.update(row)
+    return [one.hexdigest() for one in hashes]
 
 
 def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
