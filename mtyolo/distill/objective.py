@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtyolo.config.distill import DistillConfig, TeacherConfig
-from mtyolo.distill import outputs as losses
+from mtyolo.distill import instance_terms, row_terms
 from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
@@ -41,30 +41,30 @@ class Exchange:
     size: tuple[int, int]
     sigmas: Tensor | None
 
-    @cached_property
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """[B, R, 5 + classes] of student and teacher, in single precision."""
-        return _rows(self.student.detect), _rows(self.teacher.detect)
+    @property
+    def maps(self) -> tuple[list[Tensor], list[Tensor]]:
+        """[B, A, H, W, 5 + classes] a level, of student and teacher."""
+        return self.student.detect, self.teacher.detect
 
     @cached_property
-    def groups(self) -> losses.Groups:
-        return losses.Groups(**self.config.groups.model_dump())
+    def groups(self) -> row_terms.Groups:
+        return row_terms.Groups(**self.config.groups.model_dump())
 
     @cached_property
-    def picks(self) -> losses.Picks:
-        return losses.confident(self.rows[1], geometry(layout_of(self.model), self.size))
+    def picks(self) -> instance_terms.Picks:
+        return instance_terms.confident(_rows(self.teacher.detect), geometry(layout_of(self.model), self.size))
 
     def masks(self) -> Tensor:
         assert self.student.segment is not None
         assert self.teacher.segment is not None
-        return losses.mask_divergence(self.student.segment, self.teacher.segment, self.picks, self.size)
+        return instance_terms.mask_divergence(self.student.segment, self.teacher.segment, self.picks, self.size)
 
     def keypoints(self) -> Tensor:
         assert self.student.keypoint is not None
         assert self.teacher.keypoint is not None
         points = _rows(self.student.keypoint), _rows(self.teacher.keypoint)
         sigmas = torch.tensor(default_sigmas(self.model.keypoints or 0)) if self.sigmas is None else self.sigmas
-        return losses.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
+        return instance_terms.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
 
 
 def _rows(maps: Sequence[Tensor]) -> Tensor:
@@ -72,12 +72,10 @@ def _rows(maps: Sequence[Tensor]) -> Tensor:
 
 
 OUTPUT_TERMS: dict[str, Callable[[Exchange], Tensor]] = {
-    "mse": lambda exchange: losses.logit_mse(*exchange.rows, exchange.groups),
-    "kl": lambda exchange: losses.bernoulli_kl(*exchange.rows, exchange.config.temperature, exchange.groups),
-    "soft": lambda exchange: losses.soft_bce(*exchange.rows, exchange.groups),
-    "scaled": lambda exchange: losses.objectness_scaled(
-        exchange.student.detect, exchange.teacher.detect, exchange.groups
-    ),
+    "mse": lambda exchange: row_terms.logit_mse(*exchange.maps, exchange.groups),
+    "kl": lambda exchange: row_terms.bernoulli_kl(*exchange.maps, exchange.config.temperature, exchange.groups),
+    "soft": lambda exchange: row_terms.soft_bce(*exchange.maps, exchange.groups),
+    "scaled": lambda exchange: row_terms.objectness_scaled(*exchange.maps, exchange.groups),
     "masks": Exchange.masks,
     "keypoints": Exchange.keypoints,
 }

@@ -14,7 +14,7 @@ from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
-from mtyolo.distill.outputs import bernoulli_divergence
+from mtyolo.distill.row_terms import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid

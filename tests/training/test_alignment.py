@@ -17,7 +17,7 @@ from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.sources import load_split
-from mtyolo.distill.outputs import bernoulli_divergence
+from mtyolo.distill.row_terms import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.alignment import AlignedTasksObjective, level_errors, make_align, map_errors

@@ -1,4 +1,4 @@
-"""Losses between raw outputs against loops in plain Python, and their limit cases."""
+"""Losses between raw rows against loops in plain Python, and their limit cases."""
 
 from __future__ import annotations
 
@@ -9,24 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtyolo.distill.layout import Layout, geometry
-from mtyolo.distill.outputs import (
+from mtyolo.distill.row_terms import (
     Groups,
-    Picks,
     bernoulli_divergence,
     bernoulli_kl,
-    confident,
-    keypoint_divergence,
     logit_mse,
-    mask_divergence,
     objectness_scaled,
     soft_bce,
 )
-from mtyolo.structures import MaskOutputs
 
 BATCH, ROWS, CLASSES = 2, 7, 3
 GROUPS = Groups(box=0.5, objectness=2.0, classes=1.5)
-RowLoss = Callable[[Tensor, Tensor], Tensor]
+RowLoss = Callable[[list[Tensor], list[Tensor]], Tensor]
 
 
 def rows(seed: int) -> Tensor:
@@ -64,7 +58,7 @@ def brute_force(student: Tensor, teacher: Tensor, value: Callable[[float, float]
 
 def test_logit_mse_agrees_with_a_loop() -> None:
     expected = brute_force(rows(0), rows(1), lambda student, teacher: (student - teacher) ** 2)
-    assert float(logit_mse(rows(0), rows(1), GROUPS)) == pytest.approx(expected)
+    assert float(logit_mse([rows(0)], [rows(1)], GROUPS)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
@@ -72,14 +66,14 @@ def test_bernoulli_kl_agrees_with_a_loop(temperature: float) -> None:
     expected = temperature**2 * brute_force(
         rows(0), rows(1), lambda student, teacher: divergence(student / temperature, teacher / temperature)
     )
-    assert float(bernoulli_kl(rows(0), rows(1), temperature, GROUPS)) == pytest.approx(expected)
+    assert float(bernoulli_kl([rows(0)], [rows(1)], temperature, GROUPS)) == pytest.approx(expected)
 
 
 def test_soft_bce_agrees_with_a_loop() -> None:
     expected = brute_force(
         rows(0), rows(1), lambda student, teacher: entropy_like(probability(teacher), probability(student))
     )
-    assert float(soft_bce(rows(0), rows(1), GROUPS)) == pytest.approx(expected)
+    assert float(soft_bce([rows(0)], [rows(1)], GROUPS)) == pytest.approx(expected)
 
 
 def test_objectness_scaled_agrees_with_a_loop() -> None:
@@ -103,14 +97,14 @@ ROW_LOSSES: dict[str, RowLoss] = {
     "mse": logit_mse,
     "kl": bernoulli_kl,
     "kl at 4": lambda student, teacher: bernoulli_kl(student, teacher, 4.0),
-    "scaled": lambda student, teacher: objectness_scaled([student], [teacher]),
+    "scaled": objectness_scaled,
 }
 
 
 @pytest.mark.parametrize("name", ROW_LOSSES)
 def test_equal_outputs_cost_nothing_and_pull_nowhere(name: str) -> None:
     student = rows(0).requires_grad_()
-    loss = ROW_LOSSES[name](student, rows(0))
+    loss = ROW_LOSSES[name]([student], [rows(0)])
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
@@ -119,10 +113,10 @@ def test_equal_outputs_cost_nothing_and_pull_nowhere(name: str) -> None:
 
 def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:
     student = rows(0).requires_grad_()
-    loss = soft_bce(student, rows(0))
+    loss = soft_bce([student], [rows(0)])
     loss.backward()
     expected = brute_force(rows(0), rows(0), lambda s, t: entropy_like(probability(t), probability(s)))
-    unweighted = soft_bce(rows(0), rows(0), GROUPS)
+    unweighted = soft_bce([rows(0)], [rows(0)], GROUPS)
     assert float(unweighted) == pytest.approx(expected)
     assert student.grad is not None
     assert float(student.grad.abs().max()) < 1e-7
@@ -132,13 +126,15 @@ def test_soft_bce_and_kl_at_one_have_the_same_gradient() -> None:
     gradients = []
     for loss in (soft_bce, bernoulli_kl):
         student = rows(0).requires_grad_()
-        loss(student, rows(1)).backward()
+        loss([student], [rows(1)]).backward()
         gradients.append(student.grad)
     assert torch.allclose(*gradients)
 
 
 def test_a_very_high_temperature_leaves_an_eighth_of_the_squared_difference() -> None:
-    assert float(bernoulli_kl(rows(0), rows(1), 1e4)) == pytest.approx(float(logit_mse(rows(0), rows(1))) / 8, rel=1e-5)
+    assert float(bernoulli_kl([rows(0)], [rows(1)], 1e4)) == pytest.approx(
+        float(logit_mse([rows(0)], [rows(1)])) / 8, rel=1e-5
+    )
 
 
 def test_a_very_low_temperature_leaves_only_decisions() -> None:
@@ -180,93 +176,56 @@ def test_gradients_of_scaled_are_differences_of_probabilities_in_maps_of_any_mem
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
-SIZE = (64, 64)
-LAYOUT = Layout((8, 16), torch.tensor([[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]]))
+def by_autograd(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
+    """The same losses, as their definitions read, differentiated by autograd."""
+    wanted = teacher.sigmoid()
+    each = {
+        "mse": lambda: (student - teacher) ** 2,
+        "kl at 4": lambda: 16 * bernoulli_divergence(student / 4, teacher / 4),
+        "soft": lambda: -wanted * student.sigmoid().log() - (1 - wanted) * (1 - student.sigmoid()).log(),
+    }[kind]()
+    box, objectness, classes = each[..., :4].mean(), each[..., 4].mean(), each[..., 5:].mean()
+    return GROUPS.box * box + GROUPS.objectness * objectness + GROUPS.classes * classes
 
 
-def picks() -> Picks:
-    """Two rows of the first image, one of the second."""
-    return Picks(
-        image=torch.tensor([0, 0, 1]),
-        row=torch.tensor([3, 130, 60]),
-        belief=torch.tensor([0.9, 0.5, 0.7]),
-        boxes_cxcywh=torch.tensor([[20.0, 24, 24, 16], [40, 40, 40, 40], [32, 16, 20, 12]]),
-    )
-
-
-def masks(seed: int, prototypes: int) -> MaskOutputs:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(2, 2, 8, 8), (2, 2, 4, 4)]
-    coefficients = [torch.randn(*shape, prototypes, generator=generator) for shape in shapes]
-    return MaskOutputs(coefficients, torch.randn(2, prototypes, 16, 16, generator=generator))
-
-
-def test_masks_agree_with_a_loop_over_pixels_though_prototypes_differ() -> None:
-    student, teacher, chosen = masks(0, 4), masks(1, 6), picks()
-    total = 0.0
-    for n in range(3):
-        image = int(chosen.image[n])
-        logits = []
-        for model in (student, teacher):
-            flat = torch.cat([level[image].flatten(0, 2) for level in model.coefficients])
-            logits.append((flat[chosen.row[n]][:, None, None] * model.prototypes[image]).sum(0))
-        x, y, w, h = (chosen.boxes_cxcywh[n] / 4).tolist()
-        inside = [
-            divergence(float(logits[0][row, column]), float(logits[1][row, column]))
-            for row in range(16)
-            for column in range(16)
-            if -w / 2 <= column + 0.5 - x < w / 2 and -h / 2 <= row + 0.5 - y < h / 2
-        ]
-        total += float(chosen.belief[n]) * sum(inside) / len(inside)
-    assert float(mask_divergence(student, teacher, chosen, SIZE)) == pytest.approx(total / 2.1, rel=1e-4)
-
-
-def test_equal_masks_cost_nothing_and_pull_nowhere() -> None:
-    student = masks(0, 4)
-    student.prototypes.requires_grad_()
-    loss = mask_divergence(student, masks(0, 4), picks(), SIZE)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
-    assert student.prototypes.grad is not None
-    assert float(student.prototypes.grad.abs().max()) < 1e-6
-
-
-def test_keypoints_agree_with_a_loop_over_points() -> None:
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", ["mse", "kl at 4", "soft"])
+def test_gradients_over_levels_are_those_of_the_definition(kind: str, last: bool) -> None:
+    losses: dict[str, Callable[..., Tensor]] = {
+        "mse": logit_mse,
+        "kl at 4": lambda student, teacher, groups: bernoulli_kl(student, teacher, 4.0, groups),
+        "soft": soft_bce,
+    }
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 160, 6, generator=generator) for _ in range(2))
-    chosen, sigmas = picks(), torch.tensor([0.05, 0.1])
-    total = 0.0
-    for n in range(3):
-        area = float(chosen.boxes_cxcywh[n, 2] * chosen.boxes_cxcywh[n, 3])
-        own, wanted = (rows[chosen.image[n], chosen.row[n]].tolist() for rows in (student, teacher))
-        values = []
-        for k in range(2):
-            dx, dy = ((own[3 * k + i] - wanted[3 * k + i]) * float(chosen.boxes_cxcywh[n, 2 + i]) for i in range(2))
-            exponent = (dx**2 + dy**2) / (2 * area * (2 * float(sigmas[k])) ** 2)
-            seen = probability(wanted[3 * k + 2])
-            values.append(seen * math.log(1 + exponent) + divergence(own[3 * k + 2], wanted[3 * k + 2]))
-        total += float(chosen.belief[n]) * sum(values) / 2
-    assert float(keypoint_divergence(student, teacher, chosen, sigmas)) == pytest.approx(total / 2.1, rel=1e-4)
+    order = torch.channels_last if last else torch.contiguous_format
+    leaves, teachers = [], []
+    for side in (4, 2):
+        raw = [torch.randn(2, 3 * 8, side, side + 1, generator=generator, dtype=torch.float64) for _ in range(2)]
+        leaves.append(raw[0].contiguous(memory_format=order).requires_grad_())
+        teachers.append(raw[1].unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2))
+    students = [leaf.unflatten(1, (3, 8)).permute(0, 1, 3, 4, 2) for leaf in leaves]
+    loss = losses[kind](students, teachers, GROUPS)
+    found = torch.autograd.grad(3 * loss, leaves)
+    joined = [torch.cat([level.flatten(0, 3) for level in maps]) for maps in (students, teachers)]
+    expected_loss = by_autograd(kind, *joined)
+    expected = torch.autograd.grad(3 * expected_loss, leaves)
+    torch.testing.assert_close(loss, expected_loss)
+    for one, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, wanted)
 
 
-def test_equal_keypoints_cost_nothing_and_pull_nowhere() -> None:
-    student = torch.randn(2, 160, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = keypoint_divergence(student, student.detach().clone(), picks(), torch.tensor([0.05, 0.1]))
+@pytest.mark.parametrize("name", ROW_LOSSES)
+def test_half_precision_of_saved_outputs_and_of_the_student_is_near_enough(name: str) -> None:
+    student, teacher = rows(0).float(), rows(1).half()
+    coarse = student.bfloat16().requires_grad_()
+    loss = ROW_LOSSES[name]([coarse], [teacher])
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
-    assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-6
-
-
-def test_confident_rows_are_those_above_a_quarter_with_their_decoded_boxes() -> None:
-    teacher = torch.full((2, 160, 5 + CLASSES), -8.0)
-    teacher[0, 9, 4:6] = 8.0
-    teacher[1, 135, 4] = 8.0
-    teacher[1, 135, 6] = 8.0
-    teacher[1, 135, :4] = 0.0
-    teacher[1, 20, 4], teacher[1, 20, 5] = 0.0, -2.0
-    found = confident(teacher, geometry(LAYOUT, SIZE))
-    assert found.image.tolist() == [0, 1]
-    assert found.row.tolist() == [9, 135]
-    # Row 135: the second level (after 128 rows), first anchor, cell 7 of a 4 x 4 map: column 3, row 1.
-    assert found.boxes_cxcywh[1].tolist() == pytest.approx([56.0, 24.0, 30.0, 61.0])
+    exact = student.clone().requires_grad_()
+    wanted = ROW_LOSSES[name]([exact], [teacher.float()])
+    wanted.backward()
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=0.02)
+    assert coarse.grad is not None
+    assert exact.grad is not None
+    assert coarse.grad.dtype == torch.bfloat16
+    assert float((coarse.grad.float() - exact.grad).norm() / exact.grad.norm()) < 0.02

@@ -1,0 +1,161 @@
+"""Losses between the raw rows of student and teacher: zero, and flat, for equal outputs; `soft_bce` only flat.
+
+Independent sigmoids, not a softmax over classes: classes of YOLOv5 do not exclude each other.
+student, teacher: logits [B, A, H, W, 5 + classes] a level, fine to coarse: 25,200 rows at 640 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtyolo.tasks.detect.branch import BOX_VALUES
+
+BOX, OBJECTNESS, CLASSES = slice(0, BOX_VALUES - 1), BOX_VALUES - 1, slice(BOX_VALUES, None)
+
+SMALLEST_BELIEF = 1e-3
+"""Rows where the teacher's objectness is below this teach no box and no class: all together they would weigh less than
+a hundredth of the rest, and they are most of the rows."""
+
+Maps = Sequence[Tensor]
+Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of student and teacher, elementwise: the distance, and its derivative by the student's values."""
+
+
+class Groups(NamedTuple):
+    """Weights of what a row holds."""
+
+    box: float = 1.0
+    objectness: float = 1.0
+    classes: float = 1.0
+
+
+EQUAL = Groups()
+
+
+def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(Bern(sigmoid(teacher)) || Bern(sigmoid(student))) of logits, elementwise, without overflow."""
+    return F.softplus(student) - F.softplus(teacher) - teacher.sigmoid() * (student - teacher)
+
+
+def logit_mse(student: Maps, teacher: Maps, groups: Groups = EQUAL) -> Tensor:
+    """Mean squared difference of logits in each group of values, weighted and added. Ba and Caruana 2014,
+    arXiv:1312.6184."""
+    return _by_group(student, teacher, groups, _square)
+
+
+def bernoulli_kl(student: Maps, teacher: Maps, temperature: float = 1.0, groups: Groups = EQUAL) -> Tensor:
+    """T^2 times the mean divergence of each sigmoid at temperature T; groups as in `logit_mse`.
+
+    Hinton et al. 2015, arXiv:1503.02531, for T^2, which keeps the gradient's size; at large T it tends to an eighth of
+    the squared difference of logits.
+    """
+    return _by_group(student, teacher, groups, partial(_divergence, temperature=temperature))
+
+
+def soft_bce(student: Maps, teacher: Maps, groups: Groups = EQUAL) -> Tensor:
+    """Binary cross entropy with the teacher's probabilities as labels: `bernoulli_kl` at T = 1, plus the teacher's
+    entropy, which has no gradient."""
+    return _by_group(student, teacher, groups, _cross_entropy)
+
+
+def objectness_scaled(student: Maps, teacher: Maps, groups: Groups = EQUAL) -> Tensor:
+    """Objectness everywhere; box and classes in proportion to the teacher's objectness.
+
+    Divergences of a row's independent sigmoids add up; rows are divided by the sum of the teacher's objectness, not by
+    their number, so that background does not dilute objects.
+    Mehta and Ozturk 2018, arXiv:1805.06361 (with squared differences there).
+    """
+    total = student[0].new_zeros((), dtype=torch.float32)
+    objects = total.clone()
+    for rows, wanted in _level_rows(student, teacher):
+        wanted_scores = wanted[:, OBJECTNESS].float()
+        belief = wanted_scores.sigmoid()
+        objects = objects + belief.sum()
+        sure = (belief > SMALLEST_BELIEF).nonzero()[:, 0]
+        scores, picked = _Picked.apply(rows, sure)
+        objectness = bernoulli_divergence(scores.float(), wanted_scores).sum()
+        divergence = bernoulli_divergence(picked.float(), wanted[sure].float())
+        parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
+        total = total + groups.objectness * objectness + (belief[sure] * parts).sum()
+    return total / objects.clamp(min=1.0)
+
+
+def _level_rows(student: Maps, teacher: Maps) -> Iterator[tuple[Tensor, Tensor]]:
+    """[B*H*W*A, 5 + classes] of both, a level at a time, in the order in which a convolution writes under
+    channels_last: the student's rows are a view of its map then."""
+    for maps in zip(student, teacher, strict=True):
+        found, wanted = (level.movedim(1, -2).reshape(-1, level.shape[-1]) for level in maps)
+        yield found, wanted
+
+
+def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) -> Tensor:
+    """Mean of each group over all rows, weighted and added."""
+    width = student[0].shape[-1]
+    columns = torch.full((width,), groups.classes / max(1, width - BOX_VALUES), device=student[0].device)
+    columns[BOX], columns[OBJECTNESS] = groups.box / (BOX_VALUES - 1), groups.objectness
+    sums, rows = [], 0
+    for found, wanted in _level_rows(student, teacher):
+        rows += len(found)
+        sums.append(_WeightedSum.apply(found, wanted, columns, distance))
+    return torch.stack(sums).sum() / rows
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Sum of a distance over rows, columns weighted; in single precision or better. The derivative is made on the way
+    from what the distance needs anyway: tens of millions of logits a batch are a matter of passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance) -> Tensor:
+        precision = torch.promote_types(found.dtype, torch.float32)
+        columns = columns.to(precision)
+        values, slopes = distance(found.to(precision), wanted.to(precision))
+        ctx.save_for_backward(slopes.mul_(columns).to(found.dtype))
+        return (values @ columns).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradient.to(slopes.dtype), None, None, None
+
+
+def _square(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    difference = student - teacher
+    return difference.square(), difference.mul_(2)
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
+    wanted = teacher.sigmoid()
+    values = (F.softplus(student) - F.softplus(teacher)).sub_(wanted * (student - teacher))
+    return values.mul_(temperature**2), student.sigmoid().sub_(wanted).mul_(temperature)
+
+
+def _cross_entropy(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    wanted = teacher.sigmoid()
+    return F.softplus(student).sub_(wanted * student), student.sigmoid().sub_(wanted)
+
+
+class _Picked(torch.autograd.Function):
+    """Objectness of all rows [R, 5 + classes], and some rows whole. Differentiated together: each selection by itself
+    would fill, and add, a gradient of the map's full size, which costs more than the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(numbers)
+        ctx.shape = rows.shape
+        return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (numbers,) = ctx.saved_tensors
+        gradient = to_picked.new_zeros(ctx.shape)
+        gradient[numbers] = to_picked
+        gradient[:, OBJECTNESS] += to_scores
+        return gradient, None
