@@ -66,7 +66,9 @@ def complete_iou(predicted: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor
     hull_height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
     diagonal = hull_width**2 + hull_height**2 + eps
     distance = ((left2 + right2 - left1 - right1) ** 2 + (top2 + bottom2 - top1 - bottom1) ** 2) / 4
-    aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)) ** 2
+    # Not atan(w / h): its derivatives overflow for boxes that have lost a side, and the second ones are used, too.
+    angle = torch.atan2(w1.clamp(min=eps), h1.clamp(min=eps))
+    aspect = (4 / math.pi**2) * (torch.atan2(w2, h2) - angle) ** 2
     with torch.no_grad():
         weight = aspect / (aspect - iou + (1 + eps))
     return iou - (distance / diagonal + aspect * weight)

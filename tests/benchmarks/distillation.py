@@ -62,6 +62,13 @@ METHODS: dict[str, dict[str, Any] | None] = {
         "output": {"scaled": 0.2},
         "features": [{"method": "relative", "layers": [2, 4, 6, 9, 13, 17, 20, 23]}],
     },
+    "scaled+relative at 8 layers+cwd": {
+        "output": {"scaled": 0.2},
+        "features": [
+            {"method": "relative", "layers": [2, 4, 6, 9, 13, 17, 20, 23]},
+            {"method": "cwd", "weight": 5.0},
+        ],
+    },
     "scaled+relative at 6 layers": {
         "output": {"scaled": 1.0},
         "features": [{"method": "relative", "layers": [4, 6, 9, 17, 20, 23]}],

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from mtyolo.config.training import LossGains
+from mtyolo.geometry import complete_iou
 from mtyolo.structures import Level, Targets
 from mtyolo.tasks import official_gains
 from mtyolo.tasks.anchors import assign
 from mtyolo.tasks.detect.branch import DetectBranch
 from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.detect.loss import detect_loss
+from mtyolo.tasks.maps import box_of
 
 ANCHORS = [[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]]
 LEVELS = (Level(8, 4), Level(16, 6))
@@ -119,3 +121,16 @@ def test_gains_scale_as_in_the_official_trainer() -> None:
     assert gains.classes == pytest.approx(0.5 * 20 / 80 * 3 / 4)
     assert gains.objectness == pytest.approx(1.0 * (320 / 640) ** 2 * 3 / 4)
     assert official_gains(LossGains(), classes=80, size=640, levels=3) == LossGains()
+
+
+def test_boxes_that_have_lost_a_side_keep_finite_gradients_first_and_second() -> None:
+    """A student that is taught by gradients drives sizes there, and differentiates the loss twice."""
+    raw = 8 * torch.randn(20000, 4, generator=torch.Generator().manual_seed(0))
+    raw.requires_grad_()
+    wanted = torch.rand(20000, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 1, 10, 10]) + 0.01
+    overlap = complete_iou(box_of(raw, torch.tensor([3.0, 4.0])), wanted)
+    (first,) = torch.autograd.grad(overlap.sum(), raw, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), raw)
+    assert box_of(raw, torch.tensor([3.0, 4.0]))[:, 2:].min() < 1e-20
+    assert bool(first.isfinite().all())
+    assert bool(second.isfinite().all())
