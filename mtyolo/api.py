@@ -20,6 +20,7 @@ from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison
 from mtyolo.features.standin import stand_in
 from mtyolo.graph.official import read_official
+from mtyolo.inheritance import inherit
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
@@ -43,16 +44,18 @@ def build(
     """Assemble a model from YAML, for the classes and keypoints of a data set.
 
     config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
-    data: a data file. weights: an official checkpoint in place of the one that the model file names.
+    data: a data file. weights: an official checkpoint in place of the one that the model file names; or weights that
+    mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.
     features: a store that stands in for the extractor, which is then not loaded.
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
     Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
     """
     names, points = classes_and_points(data) if data is not None else (None, None)
     names = names or None  # pictures alone have none
-    return assembly.build(
+    earlier = weights is not None and Path(weights).suffix == ".safetensors"
+    model = assembly.build(
         config,
-        weights=weights,
+        weights=None if earlier else weights,
         names=names,
         points=points,
         extractors=extractors,
@@ -60,6 +63,9 @@ def build(
         stand_in=None if features is None else stand_in(features),
         trust=trust,
     )
+    if earlier and weights is not None:
+        inherit(weights, model)
+    return model
 
 
 def open_model(

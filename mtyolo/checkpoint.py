@@ -57,12 +57,10 @@ def load(
 
     stand_in: what takes the extractor's place where features are stored, as for `assembly.build`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
+    path = existing(path)
     if path.suffix != ".safetensors":
         return _load_official(path)
-    saved = _read(path)
+    saved = read_weights(path)
     config, state = saved.config, saved.state
     # Trained from stored features: the extractor was frozen, and is where the model file found it.
     elsewhere = not any(name.startswith(EXTRACTOR) for name in state)
@@ -74,9 +72,17 @@ def load(
     elif elsewhere:
         state |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(EXTRACTOR)}
         if model.extractor is not None:
-            _check_extractor(path, saved.identity, identity_of(model.extractor))
+            check_extractor(path, saved.identity, identity_of(model.extractor))
     _fill(path, model, state)
     return model.to(memory_format=torch.channels_last)
+
+
+def existing(path: Path | str) -> Path:
+    """Raises CheckpointError where there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
+    return path
 
 
 def _load_official(path: Path) -> Model:
@@ -87,13 +93,16 @@ def _load_official(path: Path) -> Model:
     return build(config)
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
+    """Configuration, tensors, and what is known of an extractor that is not inside."""
+
     config: ModelConfig
     state: dict[str, Tensor]
     identity: dict[str, str]
 
 
-def _check_extractor(path: Path, trained_with: dict[str, str], found: dict[str, str]) -> None:
+def check_extractor(path: Path, trained_with: dict[str, str], found: dict[str, str]) -> None:
+    """Raises CheckpointError where features would not be those that a file was trained on."""
     differs = [key for key in trained_with if trained_with[key] != found.get(key, trained_with[key])]
     if differs:
         key = differs[0]
@@ -103,7 +112,8 @@ def _check_extractor(path: Path, trained_with: dict[str, str], found: dict[str, 
         )
 
 
-def _read(path: Path) -> _Saved:
+def read_weights(path: Path) -> Saved:
+    """What a file that `save_weights` wrote holds. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
@@ -116,7 +126,7 @@ def _read(path: Path) -> _Saved:
             "weights of an extractor belong into a model file, under extractor.weights"
         )
     config = ModelConfig.model_validate(json.loads(metadata["config"]))
-    return _Saved(config, state, json.loads(metadata.get("extractor", "{}")))
+    return Saved(config, state, json.loads(metadata.get("extractor", "{}")))
 
 
 def _fill(path: Path, model: Model, state: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ LAYERS = (
     ("prediction", "export", "evaluation"),
     ("training",),
     ("balance", "distill", "data", "features"),
+    ("inheritance",),
     ("checkpoint",),
     ("assembly", "summary"),
     ("model",),

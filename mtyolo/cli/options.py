@@ -20,7 +20,9 @@ Data = Annotated[Path, typer.Option("--data", "-d", help="A data file (.yaml): i
 Weights = Annotated[
     Path | None,
     typer.Option(
-        "--weights", help="An official YOLOv5 checkpoint (.pt) for the model file's detector. [dim]Default: its own.[/]"
+        "--weights",
+        help="For a model file: an official YOLOv5 checkpoint (.pt) of its detector, or weights that mtyolo wrote "
+        "(.safetensors), to which it may add branches and classes. [dim]Default: its own.[/]",
     ),
 ]
 Trust = Annotated[

@@ -127,7 +127,7 @@ def train(
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
-    chosen = freezing_plan(model, opened, features) if freeze_det else plan
+    chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
     if opened is not None:
         say_without_effect(given, chosen, opened)
     run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
@@ -137,7 +137,8 @@ def train(
 def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
     """What --freeze-det means: weights that mtyolo wrote have adapters that know their work, a model file has not.
 
-    model: what was opened from the path. features: a store, which aligns if it has what the replaced layers gave.
+    path: of these, or of the model file. model: what was opened. features: a store, which aligns if it has what the
+    replaced layers gave.
     """
     if path is None or Path(path).suffix != ".safetensors":
         return FREEZE_DETECTOR

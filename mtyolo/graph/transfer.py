@@ -91,29 +91,38 @@ def _split_head(official: OfficialCheckpoint, model: Model) -> dict[str, Tensor]
     """The last layer's rows, per anchor: box and objectness, classes, mask coefficients."""
     head = official.graph.head.number
     anchors = official.anchors.shape[1]
-    known = {name: number for number, name in official.names.items()}
-    picks = _class_rows(known, official.names, model.names)
+    known = BOX_ROWS + len(official.names)
     split: dict[str, Tensor] = {}
     for level, _ in enumerate(official.anchors):
         for kind in ("weight", "bias"):
             name = f"model.{head}.m.{level}.{kind}"
             rows = official.tensors[name].unflatten(0, (anchors, -1))
-            masks = rows[:, BOX_ROWS + len(official.names) :]
+            masks = rows[:, known:]
             if masks.shape[1] and "segment" in model.tasks:
                 _fill_coefficients(model, level, kind, masks, official)
             own = model.get_parameter(f"branches.detect.layers.{level}.{kind}").detach()
-            fresh = own.clone().unflatten(0, (anchors, -1))
-            if fresh.shape[2:] != rows.shape[2:]:
+            if own.shape[1:] != rows.shape[2:]:
                 raise CheckpointError(_mismatch(official, name, official.tensors[name].shape, own.shape))
-            fresh[:, :BOX_ROWS] = rows[:, :BOX_ROWS]
-            ours, theirs = list(picks), list(picks.values())
-            fresh[:, [BOX_ROWS + i for i in ours]] = rows[:, [BOX_ROWS + i for i in theirs]]
-            split[name] = fresh.flatten(0, 1)
+            learned = rows[:, :known].flatten(0, 1)
+            split[name] = class_rows(own, learned, anchors, theirs=official.names, ours=model.names)
     return split
 
 
-def _class_rows(known: Mapping[str, int], theirs: Mapping[int, str], ours: Mapping[int, str]) -> dict[int, int]:
+def class_rows(
+    fresh: Tensor, learned: Tensor, anchors: int, *, theirs: Mapping[int, str], ours: Mapping[int, str]
+) -> Tensor:
+    """Rows [A * (5 + our classes), …] of a detect layer: box, objectness and all classes that have the same name from
+    `learned` [A * (5 + their classes), …], the other classes from `fresh`."""
+    found, rows = fresh.clone().unflatten(0, (anchors, -1)), learned.unflatten(0, (anchors, -1))
+    picks = _same_classes(theirs, ours)
+    found[:, :BOX_ROWS] = rows[:, :BOX_ROWS]
+    found[:, [BOX_ROWS + own for own in picks]] = rows[:, [BOX_ROWS + other for other in picks.values()]]
+    return found.flatten(0, 1)
+
+
+def _same_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> dict[int, int]:
     """Our class -> the checkpoint's class. Equal counts without names in common are taken in order."""
+    known = {name: number for number, name in theirs.items()}
     picks = {number: known[name] for number, name in ours.items() if name in known}
     unnamed = all(name == str(number) for number, name in (*theirs.items(),)) or all(
         name == str(number) for number, name in ours.items()

@@ -1,0 +1,92 @@
+"""Weights of an earlier run in a model with more branches, or other classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtyolo.api import build, open_model
+from mtyolo.checkpoint import save_weights
+from mtyolo.errors import CheckpointError
+from mtyolo.model import Model
+
+NAMES = {0: "cat", 1: "dog", 2: "cow"}
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    extractor = {"name": "features", "levels": {8: 16, 16: 24, 32: 32}}
+    return {"extractor": extractor, "detector": {"graph": "yolov5n.yaml"}, "names": NAMES, **changes}
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> tuple[Path, Model]:
+    torch.manual_seed(0)
+    model = build(config())
+    return save_weights(model, tmp_path / "earlier.safetensors"), model
+
+
+def test_what_was_learned_comes_along_and_new_branches_are_fresh(earlier: tuple[Path, Model]) -> None:
+    path, before = earlier
+    torch.manual_seed(1)
+    fresh = build(config(tasks={"segment": {}, "keypoint": {"points": 5}}))
+    torch.manual_seed(1)
+    model = build(config(tasks={"segment": {}, "keypoint": {"points": 5}}), weights=path)
+    learned, started = before.state_dict(), fresh.state_dict()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, learned.get(key, started[key])), key
+    new = model.state_dict().keys() - learned.keys()
+    assert {key.split(".")[1] for key in new} == {"segment", "keypoint"}
+
+
+def test_classes_are_matched_by_name(earlier: tuple[Path, Model]) -> None:
+    path, before = earlier
+    model = build(config(names={0: "horse", 1: "cow"}), weights=path)
+    for own, theirs in zip(model.branches["detect"].layers, before.branches["detect"].layers, strict=True):
+        for kind in ("weight", "bias"):
+            rows = own.get_parameter(kind).unflatten(0, (3, -1))
+            known = theirs.get_parameter(kind).unflatten(0, (3, -1))
+            assert torch.equal(rows[:, :5], known[:, :5])
+            assert torch.equal(rows[:, 6], known[:, 7])
+            assert not torch.equal(rows[:, 5], known[:, 5])
+
+
+def test_the_official_weights_that_adapters_are_aligned_to_are_remembered(tmp_path: Path, test_data: Path) -> None:
+    weights = str(test_data / "weights" / "yolov5n.pt")
+    before = build(config(detector={"graph": "yolov5n.yaml", "weights": weights}, names=None))
+    path = save_weights(before, tmp_path / "aligned.safetensors")
+    model = build(config(names=None, tasks={"segment": {}}), weights=path)
+    assert model.config.detector.weights == weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"detector": {"graph": "yolov5s.yaml"}}, "name the adapters of the model file that it was trained with"),
+        ({"adapters": {"type": "conv", "depth": 3}}, "name the adapters of the model file"),
+        ({"extractor": None}, r"has no graph\.layers\.0\..*name the detector.graph and detector.entry"),
+    ],
+)
+def test_other_parts_are_refused_by_name(earlier: tuple[Path, Model], changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        build(config(**changes), weights=earlier[0])
+
+
+def test_branches_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    before = build(config(tasks={"segment": {"prototypes": 16}, "keypoint": {"points": 5}}))
+    path = save_weights(before, tmp_path / "earlier.safetensors")
+    with pytest.raises(CheckpointError, match=r"branches.segment.*the model needs.*name tasks.segment as it was"):
+        build(config(tasks={"segment": {"prototypes": 32}}), weights=path)
+    with pytest.raises(CheckpointError, match=r"branches.keypoint.*name tasks.keypoint as it was trained, or leave"):
+        build(config(tasks={"keypoint": {"points": 17}}), weights=path)
+    build(config(), weights=path)
+
+
+def test_files_that_are_no_such_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_model("yolov5n.yaml", weights=tmp_path / "nowhere.safetensors")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    with pytest.raises(CheckpointError, match="damaged, or not a safetensors file"):
+        open_model("yolov5n.yaml", weights=tmp_path / "text.safetensors")
