@@ -8,9 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mtyolo.config.training import AugmentConfig
+from mtyolo.data.cache import WorkingImages
 from mtyolo.data.dataset import Dataset, Pick, peers_of, without_crowd
 from mtyolo.data.loader import EpochBatches, collate
 from mtyolo.data.records import Split
@@ -19,6 +22,8 @@ from mtyolo.features.augment import Picture, arrange, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.replaced import read_targets
+from mtyolo.features.views import redraw
+from mtyolo.geometry import PADDING_GREY
 from mtyolo.structures import Batch, Pyramid
 
 
@@ -27,6 +32,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
 
     Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
     targets: of `replaced.open_targets`, to be read along; then pictures are whole views.
+    pixels: draw the very views that the extractor saw along, for teachers to look at; then they are whole, too.
     Raises StoreError where images are missing from the store or have changed since.
     """
 
@@ -37,11 +43,12 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         targets: FeatureStore | None = None,
+        pixels: bool = False,
     ) -> None:
         self.store = store
         self.targets = targets
         self.split = split
-        self.augment = augment if targets is None else _whole(augment)
+        self.augment = _whole(augment) if targets is not None or pixels else augment
         self.seed = seed
         self.epoch = 0
         self.records = [without_crowd(record) for record in split.records]
@@ -51,6 +58,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         self.may_mirror = split.points is None or split.flip_idx is not None
         size = store.manifest.size
         self.labels = PieceLabels(self.records, size, size // store.cells, split.flip_idx)
+        self.working = WorkingImages(self.records, size) if pixels else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -71,13 +79,28 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         pyramid = self.store.read(
             self.split.name, [picture.pieces for picture in pictures], [picture.mirrored for picture in pictures]
         )
-        return replace(batch, images=None, pyramid=pyramid, replaced=self._replaced(pictures))
+        return replace(batch, images=self._pixels(pictures), pyramid=pyramid, replaced=self._replaced(pictures))
 
     def _replaced(self, pictures: Sequence[Picture]) -> Pyramid | None:
         if self.targets is None:
             return None
         views = [(picture.pieces[0].row, picture.pieces[0].view) for picture in pictures]
         return read_targets(self.targets, self.split.name, views, [picture.mirrored for picture in pictures])
+
+    def _pixels(self, pictures: Sequence[Picture]) -> Tensor | None:
+        """[B, 3, size, size] uint8 RGB of whole views."""
+        if self.working is None:
+            return None
+        drawn = [self._drawn(self.working, picture) for picture in pictures]
+        return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+
+    def _drawn(self, working: WorkingImages, picture: Picture) -> NDArray[np.uint8]:
+        (piece,) = picture.pieces
+        row, size = self.store.index(self.split.name).rows[piece.row], self.store.manifest.size
+        if not row.usable:
+            return np.full((size, size, 3), PADDING_GREY, np.uint8)
+        image = redraw(working.image(self.index_of[piece.row]), row, piece.view, size)
+        return np.ascontiguousarray(image[:, ::-1]) if picture.mirrored else image
 
     def _picture(self, epoch: int, index: int) -> Picture:
         if self.augment is None:
@@ -105,16 +128,17 @@ def make_store_loader(
     seed: int,
     drop_last: bool = False,
     targets: FeatureStore | None = None,
+    pixels: bool = False,
 ) -> DataLoader[Batch]:
     """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
     more than copying them from a mapped file."""
-    dataset = StoreDataset(store, split, augment, seed, targets)
+    dataset = StoreDataset(store, split, augment, seed, targets, pixels)
     batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed, drop_last=drop_last)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
 
 
 def _whole(augment: AugmentConfig | None) -> AugmentConfig | None:
-    """Mirrors only: targets have seen the whole view."""
+    """Mirrors only: targets and teachers have seen the whole view."""
     return augment and augment.model_copy(update={"mosaic": 0.0, "translate": 0.0})
 
 

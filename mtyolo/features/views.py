@@ -70,6 +70,15 @@ def draw(record: ImageRecord, name: str, size: int, views: int, *, mirror: bool)
     return Drawn(row, images)
 
 
+def redraw(image: NDArray[np.uint8], row: Row, number: int, size: int) -> NDArray[np.uint8]:
+    """[size, size, 3]: one view once more, to the pixel. image: the row's, at the working size."""
+    if number:
+        return _draw_view(image, row.views[number - 1], row.name, number, size)
+    canvas = np.full((size, size, 3), PADDING_GREY, np.uint8)
+    paste(image, plain_placement(row.height, row.width, size), canvas)
+    return canvas
+
+
 def plain_placement(height: int, width: int, size: int) -> Placement:
     """Where the letterboxed image lies in the input."""
     letterbox = letterbox_of(height, width, (size, size))

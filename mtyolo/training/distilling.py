@@ -18,6 +18,7 @@ from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.objectives import Losses, TasksObjective, forward
 from mtyolo.training.stages import Stage
+from mtyolo.training.stored import validation_batches
 
 DISTILL = "distill"
 """The name that a balancer and the results know."""
@@ -51,7 +52,7 @@ def stage_distiller(
     """The teachers that a stage names. Raises ConfigError for what can not go together."""
     if stage.config.distill is None:
         return None
-    _refuse(stage, stage.config.distill, config, store, accelerator)
+    _refuse(stage, stage.config.distill, config, stored=store is not None, accelerator=accelerator)
     return make_distiller(
         stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=split.sigmas
     )
@@ -65,16 +66,15 @@ def repeats(stage: Stage) -> int | None:
 
 
 def _refuse(
-    stage: Stage, distill: DistillConfig, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+    stage: Stage, distill: DistillConfig, config: TrainConfig, *, stored: bool, accelerator: Accelerator
 ) -> None:
     place = f"plan: stage {stage.name!r}: distill"
     own = stage.config.augment
     varies = own if isinstance(own, AugmentConfig) else config.augment if own else None
-    moves = varies is not None and any(varies.model_dump().values())
+    # A store's views are the same in every epoch, and what a plan says for pixels does not move them.
+    moves = not stored and varies is not None and any(varies.model_dump().values())
     if stage.config.aligns:
         raise ConfigError(f"{place}: joins the objective tasks; align has a teacher of its own")
-    if store is not None:
-        raise ConfigError(f"{place}: teachers look at images, and a feature store has none; train without --features")
     if moves and any(teacher.cache is True for teacher in distill.teachers):
         raise ConfigError(
             f"{place}: cache: true never meets the same picture twice under random augmentation; "
@@ -85,16 +85,20 @@ def _refuse(
 
 
 def teacher_reports(
-    distiller: Distiller, judge: Judge, model: Model, split: Split, config: TrainConfig
+    distiller: Distiller, judge: Judge, model: Model, split: Split, config: TrainConfig, store: FeatureStore | None
 ) -> Iterator[str]:
-    """A line for each teacher that can be validated: its metric in the student's layout, beside the student's."""
+    """A line for each teacher that can be validated: its metric in the student's layout, beside the student's.
+
+    store: has the student's features of the split; None to take its images.
+    """
+    stored = {} if store is None else {"loader": validation_batches(store, split, config.batch)}
     for course in distiller.courses:
         tasks = tuple(task for task in course.tasks if split.count(task))
         if course.opened.teacher is None or not tasks or not distiller.config.check or None in _needed(course):
             continue
         options = {"size": config.imgsz, "batch": config.batch, "tasks": tasks}
         found = judge.validate(course.opened.teacher, split, **options).fitness
-        own = judge.validate(model, split, **options).fitness
+        own = judge.validate(model, split, **options, **stored).fitness
         words = f"teacher {course.name}: {', '.join(tasks)} {found:.3f}, the student {own:.3f}"
         if found < own + LEAD:
             words = f"warning: {words}: less than {LEAD * 100:.0f} points better, it may teach little"

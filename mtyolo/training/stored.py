@@ -62,7 +62,8 @@ def stage_augment(stage: Stage, config: TrainConfig) -> AugmentConfig | None:
     """What a stage asks for, as far as features can do it; None for none. Raises ConfigError for what needs pixels."""
     own = stage.config.augment
     augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
-    return None if augment is None else feature_augment(augment, aligns=stage.config.aligns)
+    imitates = stage.config.aligns or stage.config.distill is not None
+    return None if augment is None else feature_augment(augment, aligns=imitates)
 
 
 def training_batches(
@@ -71,7 +72,14 @@ def training_batches(
     augment = stage_augment(stage, config)
     targets = open_targets(store, model, split) if stage.config.aligns else None
     return make_store_loader(
-        store, split, config.batch, augment=augment, shuffle=True, seed=config.seed, targets=targets
+        store,
+        split,
+        config.batch,
+        augment=augment,
+        shuffle=True,
+        seed=config.seed,
+        targets=targets,
+        pixels=stage.config.distill is not None,
     )
 
 

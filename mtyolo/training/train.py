@@ -43,6 +43,7 @@ from mtyolo.training.run import Run, run_folder
 from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits
 from mtyolo.training.stages import Stage, freeze, plan_stages
+from mtyolo.training.starting import start_branches
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
 from mtyolo.training.stored import matching_batches, open_store, takes_images
@@ -217,13 +218,18 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
 
 
 def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
-    """Adapters are matched where the model asks for it; the average stands still where the stage is frozen."""
+    """Adapters are matched where the model asks for it, fresh branches told what labels say on average; the average
+    stands still where the stage is frozen."""
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
         match(state.model, work, tools)
         state.ema.settle(state.model, state.model.state_dict())
+    state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
-        for line in teacher_reports(work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config):
+        reports = teacher_reports(
+            work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config, tools.store
+        )
+        for line in reports:
             tools.display.say(line)
     picture = state.run.out / "train_batch.jpg"
     shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()

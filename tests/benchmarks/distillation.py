@@ -39,6 +39,8 @@ from mtyolo.training.objectives import TasksObjective
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE, BATCH = 320, 4
+DRAWS = 10
+"""Of the augmentation, which then repeat, so that teachers are asked once for each; without a teacher they do not."""
 RECIPE: dict[str, Any] = {"augment": {"mosaic": 0}, "optimizer": "adamw", "lr": 0.005}
 
 OUTPUT = {"mse": 0.005, "kl": 10.0, "soft": 1.0, "scaled": 0.2}
@@ -111,7 +113,7 @@ def stage(method: dict[str, Any] | None, *, lite0: bool) -> dict[str, Any]:
     recipe = {"name": "train", **RECIPE} | ({"train": ["adapters"]} if lite0 else {})
     if method is None:
         return recipe
-    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt")} | method
+    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": DRAWS} | method
     return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
@@ -128,7 +130,6 @@ def run(name: str, seed: int, epochs: int, folder: Path, *, lite0: bool) -> dict
         seed=seed,
         val_every=epochs,
         warmup_epochs=1,
-        precision="bf16",
     )
     data = data_file(folder)
     with tempfile.TemporaryDirectory() as out:

@@ -15,6 +15,8 @@ POINT_VALUES = 3
 
 START_SCALE = 0.1
 """Of the last layer's usual random weights, with biases zero: all points start close to their box's centre."""
+RAREST, COMMONEST = 0.01, 0.99
+"""Visibility is never taken for certain."""
 
 
 class KeypointBranch(nn.Module):
@@ -49,6 +51,24 @@ class KeypointBranch(nn.Module):
             layer(hidden(fused[stride])).unflatten(1, (-1, self.values)).permute(0, 1, 3, 4, 2)
             for stride, hidden, layer in zip(self.strides, self.hidden, self.layers, strict=True)
         ]
+
+    @property
+    def is_fresh(self) -> bool:
+        """Has it neither learned nor been given a pose yet?"""
+        return not any(layer.get_parameter("bias").any() for layer in self.layers)
+
+    @torch.no_grad()
+    def start_at(self, pose: Tensor, visible: Tensor) -> None:
+        """Let every anchor say the same of every object. pose: [K, 2] in boxes from the box's centre. visible: [K],
+        how often each point is labelled.
+
+        As detectors start with the frequency of their classes: an optimiser that moves a bias by its rate needs
+        hundreds of steps to the height of a head. Measured: see `training.starting`.
+        """
+        logits = visible.clamp(RAREST, COMMONEST).logit()
+        for layer in self.layers:
+            bias = layer.get_parameter("bias")
+            bias.copy_(torch.cat((pose, logits[:, None]), 1).flatten().repeat(len(bias) // self.values))
 
     @torch.no_grad()
     def _start_at_the_centres(self) -> None:

@@ -1,0 +1,134 @@
+"""Teachers beside a feature store: the student reads features, its teachers look at the same views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_students import SIZE, tiny_model
+
+from mtyolo.assembly import build
+from mtyolo.checkpoint import save_weights
+from mtyolo.config.data import DataConfig
+from mtyolo.config.model import shipped_configs
+from mtyolo.config.reading import read_yaml
+from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.records import Split
+from mtyolo.data.sources import load_split
+from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.reader import FeatureStore
+from mtyolo.features.standin import stand_in
+from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.model import Model
+from mtyolo.training.run import Run
+from mtyolo.training.train import train
+
+VIEWS = 3
+NAMES = {0: "square", 1: "disc"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    """Six pictures of different shapes, each with a box."""
+    random = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for number in range(6):
+        height, width = (int(side) for side in random.integers(60, 150, 2))
+        coarse = random.integers(0, 255, (8, 8, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"data/images/{number}.png"), cv2.resize(coarse, (width, height)))
+        (tmp_path / f"data/labels/{number}.txt").write_text("0 0.3 0.4 0.2 0.3\n")
+    return DataConfig(path=str(tmp_path / "data"), train="images", val="images", names=NAMES)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return str(save_weights(tiny_model(seed=1), tmp_path / "teacher.safetensors"))
+
+
+def student(features: Path | None = None) -> Model:
+    torch.manual_seed(0)
+    graph = dict(read_yaml(shipped_configs() / "yolov5n.yaml").content)
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    extractor = {"name": "timm/mobilenetv2_035", "weights": "none"}
+    config = {"extractor": extractor, "adapters": {"type": "conv"}, "detector": {"graph": graph}}
+    return build(config, names=NAMES, stand_in=None if features is None else stand_in(features))
+
+
+@pytest.fixture
+def store(data: DataConfig, tmp_path: Path) -> Path:
+    model = student()
+    assert model.extractor is not None
+    options = ExtractOptions(batch=3, dtype="fp32", views=VIEWS)
+    extract(model.extractor.eval(), [load_split(data, "train"), load_split(data, "val")], tmp_path / "s", SIZE, options)
+    return tmp_path / "s"
+
+
+def distilled(
+    store: Path, weights: str, data: DataConfig, out: Path, *, stage: Mapping[str, Any] | None = None, **teacher: Any
+) -> Run:
+    chosen = {"weights": weights, "output": {"scaled": 1.0}, "folder": str(out / "lessons")} | teacher
+    plan = {"stages": [{"name": "d", "optimizer": "adamw", "distill": {"teachers": [chosen]}, **(stage or {})}]}
+    config = TrainConfig(epochs=8, imgsz=SIZE, batch=3, workers=0, device="cpu", lr=0.003)
+    return train(student(store), data, plan=plan, config=config, out=out, features=store, progress=False)
+
+
+def test_the_pixels_of_a_batch_are_those_that_its_features_were_made_of(store: Path, data: DataConfig) -> None:
+    """Views and mirrors too: the extractor gives the stored features again."""
+    model, split = student(), load_split(data, "train")
+    augment = AugmentConfig(mosaic=1.0, flip=0.5, translate=0.3)
+    loader = make_store_loader(FeatureStore.open(store), split, 3, augment=augment, shuffle=True, seed=0, pixels=True)
+    assert model.extractor is not None
+    extractor, mirrored = model.extractor.eval(), 0
+    for batch in loader:
+        assert batch.images is not None
+        assert batch.pyramid is not None
+        with torch.no_grad():
+            again, turned = (extractor(images.float() / 255) for images in (batch.images, batch.images.flip(-1)))
+        for number in range(len(batch.images)):
+            plain = torch.allclose(again[32][number], batch.pyramid[32][number], atol=1e-4)
+            back = torch.allclose(turned[32][number].flip(-1), batch.pyramid[32][number], atol=1e-4)
+            assert plain or back
+            mirrored += back and not plain
+    assert mirrored
+
+
+def test_a_student_learns_from_a_teacher_without_its_extractor(
+    store: Path, weights: str, data: DataConfig, tmp_path: Path
+) -> None:
+    run = distilled(store, weights, data, tmp_path / "run", features=[{"method": "relative", "layers": [4, 6, 9]}])
+    losses = [float(row["loss/distill"] or 0) for row in run.results]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_outputs_beside_a_store_are_computed_once_a_view(
+    store: Path, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cache: true, which pixels that vary without end refuse."""
+    from mtyolo.distill.teachers import Teacher
+
+    asked: list[int] = []
+    lesson = Teacher.lesson
+
+    def counted(self: Teacher, images: torch.Tensor) -> Any:
+        asked.append(len(images))
+        return lesson(self, images)
+
+    monkeypatch.setattr(Teacher, "lesson", counted)
+    distilled(store, weights, data, tmp_path / "run", cache=True, stage={"views": 4})
+    assert sum(asked) == len(list((tmp_path / "run/lessons").glob("*.safetensors"))) == 6 * VIEWS
+
+
+def test_an_unusable_image_is_grey_for_the_teacher(store: Path, data: DataConfig) -> None:
+    split: Split = load_split(data, "train")
+    open_store = FeatureStore.open(store)
+    rows = open_store.index("train").rows
+    rows[0] = rows[0].model_copy(update={"usable": False})
+    batch = next(iter(make_store_loader(open_store, split, 6, augment=None, shuffle=False, seed=0, pixels=True)))
+    assert batch.images is not None
+    assert [bool((image == 114).all()) for image in batch.images] == [row == 0 for row in range(6)]
