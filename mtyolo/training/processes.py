@@ -46,6 +46,21 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     return accelerator
 
 
+SLOW_BF16 = ("NO AVX", "AVX2")
+"""CPUs that compute bfloat16 in software: measured on AVX2, a training step took ten times as long as in fp32."""
+
+
+def precision_warning(config: TrainConfig) -> str | None:
+    """What to tell someone whose CPU makes a choice slow that is fast elsewhere."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if config.precision != "bf16" or find_device(config.device).type != "cpu" or capability not in SLOW_BF16:
+        return None
+    return (
+        f"warning: precision bf16: this CPU ({capability}) has no instructions for it, so it is several times slower "
+        "than fp32, which is what auto takes"
+    )
+
+
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Make every process's gradient the sum over processes, in one exchange.
 

@@ -35,6 +35,7 @@ from mtyolo.training.processes import (
     copy_from_first,
     make_accelerator,
     mean_over_processes,
+    precision_warning,
     sum_gradients,
 )
 from mtyolo.training.progress import Display
@@ -206,6 +207,8 @@ def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools)
 def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     """What was there before: the plan in words, the untouched network's metrics, a state to resume from."""
     run, config = state.run, tools.config
+    if warning := precision_warning(config):
+        tools.display.say(warning)
     for stage in stages:
         tools.display.say(stage.describe(state.model))
     row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
