@@ -1,6 +1,6 @@
 """Several tasks in one network against a network for each: every word of `balance`, over seeds, equal epochs.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 15] [--seeds 3] [--methods fixed,famo]
+    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 8] [--seeds 3] [--methods fixed,famo]
 
 The official YOLOv5n with fresh mask and keypoint branches, all of it trained on the 80 photos of coco_mini at 320
 pixels; judged on its 40 validation photos with the weights of the last epoch. Beside boxes, a network "for masks" has
@@ -32,7 +32,7 @@ from mtyolo.config.training import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTYOLO_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-SIZE = 320
+SIZE, BATCH = 320, 8
 FLIP_IDX = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 METRICS = {"detect": "detect/AP", "segment": "segment/AP", "keypoint": "keypoint/OKS"}
 ALONE = {
@@ -74,9 +74,7 @@ def run(name: str, seed: int, epochs: int) -> dict[str, Any]:
     detector = {"graph": "yolov5n.yaml", "weights": str(DATA / "weights" / "yolov5n.pt")}
     model = build({"detector": detector, "tasks": {branch: {} for branch in branches}}, data=data)
     plan = {"balance": "fixed" if name in ALONE else name, "stages": [STAGE]}
-    config = TrainConfig(
-        epochs=epochs, imgsz=SIZE, workers=0, device="cpu", seed=seed, val_every=epochs, precision="bf16"
-    )
+    config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=BATCH, workers=0, device="cpu", seed=seed, val_every=epochs)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         last = train(model, data, plan=plan, config=config, out=out, progress=False).results[-1]
@@ -115,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", default=",".join((*ALONE, *WORDS)))
     parser.add_argument("--results", type=Path, default=Path("runs/balance.jsonl"))
