@@ -57,7 +57,7 @@ class Targets:
 
 @dataclass(slots=True)
 class Batch:
-    """What a loader yields: pixels, or features computed beforehand, with their labels."""
+    """What a loader yields: pixels, features computed beforehand, or both, with their labels."""
 
     targets: Targets
     indices: Tensor  # [B] int64: number of each image in the data set's records

@@ -70,8 +70,8 @@ class TeacherConfig(Strict):
     features: list[FeatureConfig] | Literal["per-level"] = []
     """Losses between feature maps."""
     cache: bool | Positive = False
-    """true: outputs stay on disk; for pictures without random augmentation. A number: for so many draws of the
-    augmentation, which then repeat."""
+    """true: outputs stay on disk; for pictures without random augmentation, or the views of a feature store. A number:
+    for so many draws of the augmentation, which then repeat."""
     folder: str | None = None
     """Of the cache. Default: runs/teachers/<what the teacher is>."""
 

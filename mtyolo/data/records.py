@@ -146,6 +146,13 @@ class Split:
         return sum(task in record.labels.labelled for record in self.records)
 
 
+def pictures_only(split: Split) -> Split:
+    """The split without its objects, where only its pictures are to be prepared."""
+    none = np.zeros(0, np.int64)
+    records = [replace(record, labels=record.labels.select(none)) for record in split.records]
+    return replace(split, records=records)
+
+
 class Instance(NamedTuple):
     """One object while a file is being read. Pixels of the upright original image."""
 

@@ -6,14 +6,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from mtyolo.data.loader import Dataset, make_loader
-from mtyolo.data.records import ImageRecord, Split
+from mtyolo.data.records import ImageRecord, Split, pictures_only
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
@@ -80,13 +78,6 @@ def validate(
             if progress is not None:
                 progress(done, len(loader))
     return Metrics({task: judge.compute() for task, judge in judges.items()}, clock.seconds_per_image())
-
-
-def pictures_only(split: Split) -> Split:
-    """The split without its objects: judges read labels from records, so the loader need not prepare them."""
-    none = np.zeros(0, np.int64)
-    records = [replace(record, labels=record.labels.select(none)) for record in split.records]
-    return replace(split, records=records)
 
 
 def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) -> dict[str, Judge]:

@@ -1,4 +1,5 @@
-"""Batches for training from a store: labels and order as from images, with a pyramid in the place of pixels."""
+"""Batches for training from a store: labels and order as from images, with a pyramid in the place of pixels, or beside
+them where teachers look on."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from mtyolo.config.training import AugmentConfig
 from mtyolo.data.cache import WorkingImages
 from mtyolo.data.dataset import Dataset, Pick, peers_of, without_crowd
 from mtyolo.data.loader import EpochBatches, collate
-from mtyolo.data.records import Split
+from mtyolo.data.records import Split, pictures_only
 from mtyolo.data.transforms import Sample
+from mtyolo.errors import DataError
 from mtyolo.features.augment import Picture, arrange, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
@@ -58,7 +60,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         self.may_mirror = split.points is None or split.flip_idx is not None
         size = store.manifest.size
         self.labels = PieceLabels(self.records, size, size // store.cells, split.flip_idx)
-        self.working = WorkingImages(self.records, size) if pixels else None
+        self.working = WorkingImages(pictures_only(split).records, size) if pixels else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,7 +101,14 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         row, size = self.store.index(self.split.name).rows[piece.row], self.store.manifest.size
         if not row.usable:
             return np.full((size, size, 3), PADDING_GREY, np.uint8)
-        image = redraw(working.image(self.index_of[piece.row]), row, piece.view, size)
+        try:
+            image = redraw(working.image(self.index_of[piece.row]), row, piece.view, size)
+        except DataError as error:
+            # Not grey, as its features still show the objects.
+            raise DataError(
+                f"{error}; teachers look at the pictures behind a feature store: put it back and go on with --resume, "
+                "or take distill out of the plan"
+            ) from None
         return np.ascontiguousarray(image[:, ::-1]) if picture.mirrored else image
 
     def _picture(self, epoch: int, index: int) -> Picture:

@@ -47,7 +47,8 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 
 SLOW_BF16 = ("NO AVX", "AVX2")
-"""CPUs that compute bfloat16 in software: measured on AVX2, a training step took ten times as long as in fp32."""
+"""What torch calls CPUs that compute bfloat16 in software: measured on AVX2, a step took ten times as long as in fp32.
+Of those with AVX512 some do, too; torch has no public word for that."""
 
 
 def precision_warning(config: TrainConfig) -> str | None:

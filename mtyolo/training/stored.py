@@ -29,7 +29,7 @@ def open_store(
     stages: Sequence[Stage],
     device: torch.device,
 ) -> FeatureStore:
-    """A store that belongs to model, size and data, for stages that need no images.
+    """A store that belongs to model, size and data, for stages that train on features.
 
     splits: for training, and for validation or None. Raises ConfigError or StoreError saying what does not fit.
     """

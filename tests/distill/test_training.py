@@ -21,6 +21,7 @@ from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.sources import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Targets
@@ -55,14 +56,33 @@ def weights(tmp_path: Path) -> str:
     return str(save_weights(tiny_model(seed=1), tmp_path / "teacher.safetensors"))
 
 
+def with_points(photos: Path, root: Path) -> DataConfig:
+    """The same pictures, whose objects have two keypoints, too."""
+    (root / "labels-pose").mkdir(parents=True)
+    for folder in ("images", "labels"):
+        (root / folder).symlink_to(photos / folder)
+    for file in (photos / "labels").iterdir():
+        rows = [f"{row} 0.3 0.3 2 0.6 0.6 2" for row in file.read_text().splitlines()]
+        (root / "labels-pose" / file.name).write_text("\n".join(rows))
+    names = {0: "square", 1: "disc"}
+    return DataConfig(path=str(root), train="images", val="images", names=names, kpt_shape=(2, 3), flip_idx=[1, 0])
+
+
 def distilled(
-    weights: str, data: Any, out: Path, *, stage: Mapping[str, Any] = PLAIN, epochs: int = 2, **options: Any
+    weights: str,
+    data: Any,
+    out: Path,
+    *,
+    stage: Mapping[str, Any] = PLAIN,
+    epochs: int = 2,
+    tasks: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Run:
     chosen = {key: options.pop(key) for key in ("output", "features", "cache", "folder") if key in options}
     teacher = {"weights": weights} | (chosen or {"output": {"scaled": 1.0}})
     plan = {"stages": [{"name": "d", "distill": {"teachers": [teacher], **options}, **stage}]}
     config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=3, workers=0, device="cpu")
-    return train(tiny_model(), data, plan=plan, config=config, out=out, progress=False)
+    return train(tiny_model(**(tasks or {})), data, plan=plan, config=config, out=out, progress=False)
 
 
 def test_every_term_is_a_named_loss_and_all_are_one_beside_the_tasks(
@@ -124,8 +144,10 @@ def test_a_student_learns_from_a_folder_of_pictures_without_labels(weights: str,
 
 
 def test_with_hard_zero_no_label_is_read(weights: str, data: DataConfig, photos: Path, tmp_path: Path) -> None:
-    labelled = distilled(weights, data, tmp_path / "labelled", hard=0)
-    unlabelled = distilled(weights, photos / "images", tmp_path / "unlabelled")
+    posed = with_points(photos, tmp_path / "posed")
+    labelled = distilled(weights, posed, tmp_path / "labelled", hard=0, tasks={"keypoint": {}})
+    unlabelled = distilled(weights, photos / "images", tmp_path / "unlabelled", tasks={"keypoint": {}})
+    assert load_split(posed, "train").count("keypoint")
     first, second = (torch.load(run.out / "state.pt", weights_only=True)["model"] for run in (labelled, unlabelled))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -20,6 +20,7 @@ from mtyolo.config.reading import read_yaml
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.data.sources import load_split
+from mtyolo.errors import DataError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import stand_in
@@ -132,3 +133,13 @@ def test_an_unusable_image_is_grey_for_the_teacher(store: Path, data: DataConfig
     batch = next(iter(make_store_loader(open_store, split, 6, augment=None, shuffle=False, seed=0, pixels=True)))
     assert batch.images is not None
     assert [bool((image == 114).all()) for image in batch.images] == [row == 0 for row in range(6)]
+
+
+def test_a_picture_that_has_gone_is_named_with_a_way_out(store: Path, data: DataConfig) -> None:
+    split = load_split(data, "train")
+    loader = make_store_loader(FeatureStore.open(store), split, 6, augment=None, shuffle=False, seed=0, pixels=True)
+    (Path(data.path or "") / "images/4.png").unlink()
+    with pytest.raises(
+        DataError, match=r"4\.png: .*; teachers look at the pictures behind a feature store: put it back"
+    ):
+        next(iter(loader))

@@ -19,6 +19,7 @@ import torch
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
+from mtyolo.training.processes import precision_warning
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
@@ -31,6 +32,7 @@ sys.path.insert(0, {here!r})
 from conftest import tiny_graph
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
+from mtyolo.training.processes import precision_warning
 from mtyolo.training.train import train
 data, out, resume, epochs, norms = sys.argv[1], sys.argv[2], sys.argv[3] == "resume", int(sys.argv[4]), sys.argv[5]
 if resume:
@@ -170,3 +172,16 @@ def test_bf16_and_accumulated_steps_train(
     assert model.state_dict()["graph.layers.0.conv.weight"].dtype == torch.float32
     epochs = torch.load(run.out / "state.pt", weights_only=True)["ema"]["n_averaged"]
     assert int(epochs) == 2, "three batches are two steps"
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "warns"),
+    [("bf16", "AVX2", True), ("bf16", "AVX512", False), ("auto", "AVX2", False), ("fp32", "AVX2", False)],
+)
+def test_bf16_on_a_cpu_without_instructions_for_it_is_warned_of(
+    precision: str, capability: str, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    warning = precision_warning(TrainConfig.model_validate({"precision": precision, "device": "cpu"}))
+    assert (warning is not None) == warns
+    assert warning is None or "slower than fp32" in warning

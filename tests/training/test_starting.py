@@ -68,6 +68,15 @@ def test_without_labelled_points_there_is_no_pose(split: Split) -> None:
     assert usual_pose(split) is None
 
 
+def test_points_of_images_that_are_not_labelled_for_keypoints_do_not_count() -> None:
+    good, untrusted = people([[10, 10, 2], [5, 20, 2]]), people([[0, 0, 2], [0, 0, 0]])
+    untrusted.records[0].labels.labelled = frozenset({"detect"})
+    joined, alone = usual_pose(replace(good, records=good.records + untrusted.records)), usual_pose(good)
+    assert joined is not None
+    assert alone is not None
+    assert [values.tolist() for values in joined] == [values.tolist() for values in alone]
+
+
 def test_every_anchor_then_says_this_pose_of_its_box(make_model: MakeModel) -> None:
     branch = make_model().branches["keypoint"]
     assert isinstance(branch, KeypointBranch)
@@ -85,6 +94,9 @@ def test_only_a_fresh_branch_that_trains_on_labels_is_started(make_model: MakeMo
     split, model = load_split(shapes, "train"), make_model()
     assert start_branches(model, stage_of(model, train=["segment"]), split) == []
     assert start_branches(model, stage_of(model, tasks=["detect"]), split) == []
+    unlabelled = {"hard": 0, "teachers": [{"weights": "t.pt", "output": {"keypoints": 1}}]}
+    assert start_branches(model, stage_of(model, distill=unlabelled), split) == []
+    assert start_branches(model, stage_of(model, objective="align"), split) == []
     names = start_branches(model, stage_of(model), split)
     assert names
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -63,7 +63,7 @@ class KeypointBranch(nn.Module):
         how often each point is labelled.
 
         As detectors start with the frequency of their classes: an optimiser that moves a bias by its rate needs
-        hundreds of steps to the height of a head. Measured: see `training.starting`.
+        hundreds of steps to the height of a head.
         """
         logits = visible.clamp(RAREST, COMMONEST).logit()
         for layer in self.layers:
