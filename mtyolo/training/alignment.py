@@ -14,7 +14,7 @@ from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
-from mtyolo.distill.row_terms import bernoulli_divergence
+from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid
@@ -23,8 +23,6 @@ from mtyolo.training.objectives import Losses, TasksObjective, pixels
 ALIGN = "align"
 """The name that a balancer and the results know."""
 OPTIONS = ("fused", "maps")
-BOX_VALUES = 5
-"""x, y, width, height, objectness; then classes."""
 
 
 class AlignObjective:
@@ -143,19 +141,15 @@ def map_errors(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:
     Background rows teach objectness only (Mehta and Ozturk 2018, arXiv:1805.06361). Each sum is divided by the sum of
     the wanted objectness; classes also by their number.
     """
-    student = torch.cat([level.flatten(0, 3) for level in found]).float()
-    teacher = torch.cat([level.flatten(0, 3) for level in wanted]).float()
-    box, score, classes = slice(0, BOX_VALUES - 1), BOX_VALUES - 1, slice(BOX_VALUES, None)
-    objectness = teacher[:, score].sigmoid()
-    objects = objectness.sum().clamp(min=1.0)
-    scores = bernoulli_divergence(student[:, score], teacher[:, score])
-    boxes = (student[:, box].sigmoid() - teacher[:, box].sigmoid()).square().sum(1)
-    kinds = bernoulli_divergence(student[:, classes], teacher[:, classes]).mean(1)
-    return {
-        "align.objectness": scores.sum() / objects,
-        "align.boxes": (objectness * boxes).sum() / objects,
-        "align.classes": (objectness * kinds).sum() / objects,
-    }
+    total = found[0].new_zeros(4, dtype=torch.float32)
+    for level in believed(found, wanted):
+        scores = bernoulli_divergence(level.scores, level.wanted_scores).sum()
+        boxes = (level.found[:, BOX].sigmoid() - level.wanted[:, BOX].sigmoid()).square().sum(1)
+        kinds = bernoulli_divergence(level.found[:, CLASSES], level.wanted[:, CLASSES]).mean(1)
+        parts = scores, (level.belief * boxes).sum(), (level.belief * kinds).sum(), level.objects
+        total = total + torch.stack(parts)
+    errors = total[:3] / total[3].clamp(min=1.0)
+    return dict(zip(("align.objectness", "align.boxes", "align.classes"), errors, strict=True))
 
 
 def make_align(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.distill.row_terms import (
+    BLOCK,
     Groups,
     bernoulli_divergence,
     bernoulli_kl,
@@ -229,3 +230,16 @@ def test_half_precision_of_saved_outputs_and_of_the_student_is_near_enough(name:
     assert exact.grad is not None
     assert coarse.grad.dtype == torch.bfloat16
     assert float((coarse.grad.float() - exact.grad).norm() / exact.grad.norm()) < 0.02
+
+
+@pytest.mark.parametrize("rows", [BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 3])
+def test_many_rows_cost_what_the_definition_says_and_pull_as_its_gradient(rows: int) -> None:
+    """They are worked on in blocks, the last one smaller."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 1, 1, rows, 7, requires_grad=True), torch.randn(1, 1, 1, rows, 7)
+    found = bernoulli_kl([student], [teacher], 2.0)
+    (gradient,) = torch.autograd.grad(found, student)
+    divergence = 4 * bernoulli_divergence(student / 2, teacher / 2).flatten(0, 3)
+    wanted = divergence[:, :4].mean() + divergence[:, 4].mean() + divergence[:, 5:].mean()
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert torch.allclose(gradient, torch.autograd.grad(wanted, student)[0], atol=1e-7)
