@@ -16,6 +16,7 @@ def find_device(word: str) -> torch.device:
     try:
         device = torch.device(word)
         torch.empty(1, device=device)
+    # In turn: an unknown word or no driver; a build without CUDA; a backend without kernels. torch has no one error.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
