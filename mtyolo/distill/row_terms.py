@@ -22,9 +22,12 @@ SMALLEST_BELIEF = 1e-3
 """Rows where the teacher's objectness is below this teach no box and no class: all together they would weigh less than
 a hundredth of the rest, and they are most of the rows."""
 
+SATURATED = 80.0
+"""Logits beyond it count as this: their sigmoids are 0 or 1 in any precision, and must not be divided by."""
+
 BLOCK = 2048
 """Rows that a CPU works on at once, so that what is in between stays in its cache: measured for 8 pictures at 320
-pixels on one core, `logit_mse` takes 13 ms in place of 31, `bernoulli_kl` 58 in place of 97."""
+pixels on one core, `logit_mse` takes 13 ms in place of 31."""
 
 Maps = Sequence[Tensor]
 Distance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -157,16 +160,25 @@ def _square(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    if temperature != 1:
-        student, teacher = student / temperature, teacher / temperature
-    wanted = teacher.sigmoid()
-    values = (F.softplus(student) - F.softplus(teacher)).sub_(wanted * (student - teacher))
-    return values.mul_(temperature**2), student.sigmoid().sub_(wanted).mul_(temperature)
+    student, teacher, off, wanted_off = _sigmoids(student / temperature, teacher / temperature)
+    slope = (wanted_off - off).mul_(temperature)
+    expected = (student - teacher).mul_(1 - wanted_off)
+    return wanted_off.div_(off).log_().sub_(expected).mul_(temperature**2), slope
 
 
 def _cross_entropy(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    wanted = teacher.sigmoid()
-    return F.softplus(student).sub_(wanted * student), student.sigmoid().sub_(wanted)
+    student, _, off, wanted_off = _sigmoids(student, teacher)
+    slope = wanted_off - off
+    return off.log_().add_(student.mul_(1 - wanted_off)).neg_(), slope
+
+
+def _sigmoids(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits without extremes, and the probabilities of `off`, never zero.
+
+    softplus(x) = -log(sigmoid(-x)): a third of the exponentials and logarithms that softplus and sigmoid take apart.
+    """
+    student, teacher = student.clamp(-SATURATED, SATURATED), teacher.clamp(-SATURATED, SATURATED)
+    return student, teacher, (-student).sigmoid_(), (-teacher).sigmoid_()
 
 
 class _Picked(torch.autograd.Function):

@@ -151,7 +151,9 @@ def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
     segment = MaskOutputs(levels("coefficients"), named["prototypes"]) if "prototypes" in named else None
     outputs = Outputs({}, {}, levels("detect"), segment, levels("keypoint") or None)
     features = {
-        int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
+        int(name.split(".")[1]): tensor.to(torch.float32, memory_format=torch.channels_last)  # as the student's
+        for name, tensor in named.items()
+        if name.startswith("feature.")
     }
     return Lesson(outputs, features)
 

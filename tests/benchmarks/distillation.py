@@ -1,12 +1,14 @@
 """What a teacher is worth to a small student: every method against no teacher, over seeds, equal epochs.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/distillation.py [--epochs 60] [--seeds 3] [--methods none,scaled]
-    … --lite0
+    … --student lite0
+    … --student lite0-scratch
     … --overhead
 
-The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch; with --lite0 it is the adapters
-between an ImageNet EfficientNet-Lite0 and a frozen YOLOv5n, from a feature store with 8 views a photo. It sees the
-80 training photos of coco_mini at 320 pixels. The teacher is the official YOLOv5n, its outputs cached.
+The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch; or, from a feature store with 8
+views a photo, what follows an ImageNet EfficientNet-Lite0: with `lite0` adapters alone, before a frozen official YOLOv5n,
+with `lite0-scratch` adapters and a YOLOv5n neck and head that know nothing. It sees the 80 training photos of coco_mini
+at 320 pixels. The teacher is the official YOLOv5n, its outputs cached.
 All read the labels, too; the teachers' terms do not.
 Results go to a file of JSON lines as they come; what stands there is not run again.
 """
@@ -70,6 +72,8 @@ FEATURES = {
     "gradient": 1.0,
 }
 
+STUDENTS = ("narrow", "lite0", "lite0-scratch")
+
 SIX = [4, 6, 9, 17, 20, 23]
 """What the neck takes, and what it gives."""
 
@@ -102,23 +106,22 @@ def data_file(folder: Path) -> Path:
     return path
 
 
-def student(data: Path, seed: int, *, store: Path | None = None) -> Model:
-    """The narrow one; with a store the adapters between Lite0's features and a frozen YOLOv5n."""
+def student(data: Path, seed: int, kind: str = "narrow", *, store: Path | None = None) -> Model:
     torch.manual_seed(seed)
-    if store is not None:
-        return build(lite0_config(), data=data, features=store)
+    if kind != "narrow":
+        return build(lite0_config(scratch=kind == "lite0-scratch"), data=data, features=store)
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text()) | {"width_multiple": 0.125}
     return build({"detector": {"graph": graph}}, data=data)
 
 
-def lite0_config() -> dict[str, Any]:
+def lite0_config(*, scratch: bool = False) -> dict[str, Any]:
     weights = test_data() / "weights"
     extractor = {
         "name": "timm/tf_efficientnet_lite0",
         "weights": str(weights / "tf_efficientnet_lite0.safetensors"),
         "strides": [8, 16, 32],
     }
-    detector = {"graph": "yolov5n.yaml", "weights": str(weights / "yolov5n.pt")}
+    detector = {"graph": "yolov5n.yaml"} | ({} if scratch else {"weights": str(weights / "yolov5n.pt")})
     return {"extractor": extractor, "adapters": {"type": "fusion", "depth": 2}, "detector": detector}
 
 
@@ -131,20 +134,24 @@ def extracted(data: Path, folder: Path) -> Path:
     return folder / "lite0"
 
 
-def stage(method: dict[str, Any] | None, *, lite0: bool) -> dict[str, Any]:
-    own: dict[str, Any] = {"train": ["adapters"]} if lite0 else {"augment": {"mosaic": 0}}
+def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "narrow": {"augment": {"mosaic": 0}},
+        "lite0": {"train": ["adapters"]},
+        "lite0-scratch": {"train": ["adapters", "detector"]},
+    }[kind]
     recipe = {"name": "train", **RECIPE, **own}
     if method is None:
         return recipe
-    cache = True if lite0 else DRAWS
+    cache = DRAWS if kind == "narrow" else True
     teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": cache} | method
     return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
-def run(name: str, seed: int, epochs: int, folder: Path, *, lite0: bool) -> dict[str, Any]:
+def run(name: str, seed: int, epochs: int, folder: Path, kind: str) -> dict[str, Any]:
     """One training; its last epoch's metrics."""
     method, started = METHODS[name], time.time()
-    plan = {"stages": [stage(method, lite0=lite0)]}
+    plan = {"stages": [stage(method, kind)]}
     config = TrainConfig(
         epochs=epochs,
         imgsz=SIZE,
@@ -156,14 +163,14 @@ def run(name: str, seed: int, epochs: int, folder: Path, *, lite0: bool) -> dict
         warmup_epochs=1,
     )
     data = data_file(folder)
-    store = extracted(data, folder) if lite0 else None
-    model = student(data, seed, store=store)
+    store = None if kind == "narrow" else extracted(data, folder)
+    model = student(data, seed, kind, store=store)
     with tempfile.TemporaryDirectory() as out:
         done = train(model, data, plan=plan, config=config, out=out, features=store, progress=False)
     last = done.results[-1]
     precision = {key: last[f"detect/{key}"] for key in ("AP", "AP50")}
     precision["objects"] = object_precision(model, load_split(data, "val"), store)
-    settings = {"method": name, "seed": seed, "epochs": epochs, "student": "lite0" if lite0 else "narrow"}
+    settings = {"method": name, "seed": seed, "epochs": epochs, "student": kind}
     return settings | precision | {"seconds": round(time.time() - started)}
 
 
@@ -256,7 +263,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--lite0", action="store_true")
+    parser.add_argument("--student", choices=STUDENTS, default=STUDENTS[0])
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation"), help="results and cached outputs")
     options = parser.parse_args()
@@ -266,12 +273,12 @@ def main() -> None:
         return
     results = options.folder / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    kind = "lite0" if options.lite0 else "narrow"
+    kind = options.student
     for seed in range(options.seeds):
         for name in options.methods.split(","):
             key = {"method": name, "seed": seed, "epochs": options.epochs, "student": kind}
             if not any(key.items() <= row.items() for row in rows):
-                rows.append(run(name, seed, options.epochs, options.folder, lite0=options.lite0))
+                rows.append(run(name, seed, options.epochs, options.folder, kind))
                 print(rows[-1], flush=True)
                 with results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")

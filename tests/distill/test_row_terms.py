@@ -112,6 +112,23 @@ def test_equal_outputs_cost_nothing_and_pull_nowhere(name: str) -> None:
     assert float(student.grad.abs().max()) < 1e-7
 
 
+@pytest.mark.parametrize("name", [*ROW_LOSSES, "soft"])
+def test_logits_beyond_all_sense_stay_finite(name: str) -> None:
+    student = torch.tensor([-1000.0, -100.0, 0.0, 100.0, 1000.0])[:, None].expand(5, 8).clone().requires_grad_()
+    loss = (ROW_LOSSES | {"soft": soft_bce})[name]([student], [student.detach().flip(0)])
+    loss.backward()
+    assert bool(loss.detach().isfinite())
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("gap", [1.0, 20.0, 60.0])
+def test_divergence_of_sure_outputs_in_single_precision_is_that_in_double(gap: float) -> None:
+    student = torch.full((3, 8), -10.0, dtype=torch.float64)
+    expected = bernoulli_kl([student], [student + gap])
+    assert float(bernoulli_kl([student.float()], [student.float() + gap])) == pytest.approx(float(expected), rel=1e-2)
+
+
 def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:
     student = rows(0).requires_grad_()
     loss = soft_bce([student], [rows(0)])
