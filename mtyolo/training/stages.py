@@ -12,6 +12,7 @@ from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import PARTS, Model
+from mtyolo.training.checkpoints import Position
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Sta
             raise ConfigError(f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}")
         stages.append(resolved)
     return stages
+
+
+def what_is_left(position: Position, stages: list[Stage]) -> str:
+    """For people: what a resumed run does next."""
+    if position.stage == len(stages):
+        return "nothing is left to do: the run had come to its end"
+    stage = stages[position.stage]
+    inside = f", after {position.batch} of its batches" if position.batch else ""
+    return f"goes on with epoch {stage.first_epoch + position.epoch + 1}, stage {stage.name}{inside}"
 
 
 def stage_epochs(plan: PlanConfig, config: TrainConfig) -> list[int]:

@@ -43,7 +43,7 @@ from mtyolo.training.records import Means, Row
 from mtyolo.training.run import Run, run_folder
 from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits
-from mtyolo.training.stages import Stage, freeze, plan_stages
+from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
 from mtyolo.training.starting import start_branches
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
@@ -123,6 +123,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
     """The whole of training, from the state's position to the end of the last stage."""
     if saved is None:
         begin_run(state, stages, tools)
+    else:
+        tools.display.say(what_is_left(state.position, stages))
     for stage in stages[state.position.stage :]:
         freeze(state.model, stage)
         work = make_work(

@@ -2,13 +2,13 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/distillation.py [--epochs 60] [--seeds 3] [--methods none,scaled]
     … --student lite0
-    … --student lite0-scratch
+    … --student lite0-layer4
     … --overhead
 
 The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch; or, from a feature store with 8
-views a photo, what follows an ImageNet EfficientNet-Lite0: with `lite0` adapters alone, before a frozen official YOLOv5n,
-with `lite0-scratch` adapters and a YOLOv5n neck and head that know nothing. It sees the 80 training photos of coco_mini
-at 320 pixels. The teacher is the official YOLOv5n, its outputs cached.
+views a photo, adapters between an ImageNet EfficientNet-Lite0 and a frozen YOLOv5n, where they replace all that
+the neck takes (`lite0`), or layer 4 alone (`lite0-layer4`). It sees the 80 training photos of coco_mini at 320 pixels.
+The teacher is the official YOLOv5n, its outputs cached.
 All read the labels, too; the teachers' terms do not.
 Results go to a file of JSON lines as they come; what stands there is not run again.
 """
@@ -72,7 +72,9 @@ FEATURES = {
     "gradient": 1.0,
 }
 
-STUDENTS = ("narrow", "lite0", "lite0-scratch")
+ENTRIES: dict[str, dict[int, int]] = {"lite0": {4: 8, 6: 16, 9: 32}, "lite0-layer4": {4: 8}}
+STUDENTS = ("narrow", *ENTRIES)
+
 
 SIX = [4, 6, 9, 17, 20, 23]
 """What the neck takes, and what it gives."""
@@ -84,6 +86,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "per-level": {"features": "per-level"},
     "relative at 6 layers": {"features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers": {"output": {"scaled": 0.2}, "features": [{"method": "relative", "layers": SIX}]},
+    "kl+relative at 6 layers": {"output": {"kl": 10.0}, "features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers+cwd": {
         "output": {"scaled": 0.2},
         "features": [{"method": "relative", "layers": SIX}, {"method": "cwd", "weight": 5.0}],
@@ -109,19 +112,19 @@ def data_file(folder: Path) -> Path:
 def student(data: Path, seed: int, kind: str = "narrow", *, store: Path | None = None) -> Model:
     torch.manual_seed(seed)
     if kind != "narrow":
-        return build(lite0_config(scratch=kind == "lite0-scratch"), data=data, features=store)
+        return build(lite0_config(kind), data=data, features=store)
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text()) | {"width_multiple": 0.125}
     return build({"detector": {"graph": graph}}, data=data)
 
 
-def lite0_config(*, scratch: bool = False) -> dict[str, Any]:
+def lite0_config(kind: str = "lite0") -> dict[str, Any]:
     weights = test_data() / "weights"
     extractor = {
         "name": "timm/tf_efficientnet_lite0",
         "weights": str(weights / "tf_efficientnet_lite0.safetensors"),
         "strides": [8, 16, 32],
     }
-    detector = {"graph": "yolov5n.yaml"} | ({} if scratch else {"weights": str(weights / "yolov5n.pt")})
+    detector = {"graph": "yolov5n.yaml", "weights": str(weights / "yolov5n.pt"), "entry": ENTRIES[kind]}
     return {"extractor": extractor, "adapters": {"type": "fusion", "depth": 2}, "detector": detector}
 
 
@@ -135,11 +138,7 @@ def extracted(data: Path, folder: Path) -> Path:
 
 
 def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        "narrow": {"augment": {"mosaic": 0}},
-        "lite0": {"train": ["adapters"]},
-        "lite0-scratch": {"train": ["adapters", "detector"]},
-    }[kind]
+    own: dict[str, Any] = {"augment": {"mosaic": 0}} if kind == "narrow" else {"train": ["adapters"]}
     recipe = {"name": "train", **RECIPE, **own}
     if method is None:
         return recipe

@@ -81,12 +81,18 @@ def test_a_run_cut_off_inside_an_epoch_ends_in_the_same_state(
     stop_at: int,
     stage: int,
     epoch: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     judge = Judge(SignalAfter(stop_at, signal.SIGTERM))
     with pytest.raises(Interrupted, match="go on with: mtyolo train --resume"):
         train(make_model(), shapes, out=tmp_path, judge=judge, plan=PLAN, config=config, progress=False)
     assert state_of(tmp_path)["position"] == {"stage": stage, "epoch": epoch, "batch": 1}
-    train(resume=tmp_path, judge=Judge(SignalAfter(0, 0)), progress=False)
+    capsys.readouterr()
+    train(resume=tmp_path, judge=Judge(SignalAfter(0, 0)))
+    name = PLAN["stages"][stage]["name"]  # type: ignore[index]
+    assert (
+        f"goes on with epoch {2 * stage + epoch + 1}, stage {name}, after 1 of its batches" in capsys.readouterr().out
+    )
 
     expected, found = state_of(whole), state_of(tmp_path)
     for part in ("model", "ema", "run", "position", "random"):
