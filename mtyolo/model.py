@@ -12,6 +12,7 @@ from mtyolo.adapters.checking import check_pyramid
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError, DataError
+from mtyolo.extractors.base import features_of
 from mtyolo.graph.network import Graph
 from mtyolo.structures import Outputs, Pyramid
 from mtyolo.tasks.detect.decode import decode
@@ -86,7 +87,8 @@ class Model(nn.Module):
         if images is not None:
             images = images.contiguous(memory_format=channels_last)
         if pyramid is None and self.extractor is not None:
-            pyramid = self.extractor(images)
+            assert images is not None, "one of the two is there"
+            pyramid = features_of(self.extractor, images)
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
         # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
         # its branch saw, without that way.

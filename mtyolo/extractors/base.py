@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Level, Pyramid
+
+CACHED = 4
+"""Images that a CPU takes through an extractor at once: what is in between then stays in its cache. Measured for
+EfficientNet-Lite0 at 320 pixels on two cores: 31 ms an image, 60 with batches of 16."""
 
 
 class Extractor(nn.Module):
@@ -41,3 +46,18 @@ class GivenFeatures(Extractor):
             f"this model takes features, not images: give pyramid={{{strides}}}, train from a feature store, "
             "or name an extractor in the model file"
         )
+
+
+def features_of(extractor: nn.Module, images: Tensor) -> Pyramid:
+    """What an extractor gives, in the pace that suits the device where nothing of it trains.
+
+    images: [B, 3, H, W] in 0..1.
+    """
+    trains = extractor.training or (
+        torch.is_grad_enabled() and any(parameter.requires_grad for parameter in extractor.parameters())
+    )
+    if trains or images.requires_grad or images.device.type != "cpu" or len(images) <= CACHED:
+        features: Pyramid = extractor(images)
+        return features
+    parts = [extractor(some) for some in images.split(CACHED)]
+    return {stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]}

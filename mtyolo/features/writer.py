@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError, StoreError
-from mtyolo.extractors.base import Extractor
+from mtyolo.extractors.base import Extractor, features_of
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import bytes_per_image, encode
 from mtyolo.features.index import change, store_names
@@ -235,7 +235,7 @@ def _write(
 def compute(extractor: Extractor, images: Tensor, device: str | torch.device) -> dict[int, Tensor]:
     """images: [n, H, W, 3] uint8 -> the pyramid, computed as the model does it for images."""
     pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
-    return dict(extractor.eval()(pixels))
+    return dict(features_of(extractor.eval(), pixels))
 
 
 def _check_shapes(manifest: Manifest, tensors: Stored) -> None:

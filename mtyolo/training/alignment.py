@@ -16,6 +16,7 @@ from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
 from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergence
 from mtyolo.errors import ConfigError
+from mtyolo.extractors.base import features_of
 from mtyolo.model import Model
 from mtyolo.structures import Batch, Pyramid
 from mtyolo.training.objectives import Losses, TasksObjective, pixels
@@ -107,7 +108,8 @@ def seen_by_both(model: Model, teacher: nn.Module | None, batch: Batch) -> tuple
     assert teacher is not None
     assert model.extractor is not None
     images = pixels(batch.images)
-    return images, batch.pyramid if batch.pyramid is not None else model.extractor(images), teacher(images)
+    pyramid = batch.pyramid if batch.pyramid is not None else features_of(model.extractor, images)
+    return images, pyramid, teacher(images)
 
 
 def input_size(images: Tensor | None, pyramid: Pyramid) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from mtyolo.config.model import ExtractorConfig, Normalisation
 from mtyolo.errors import ConfigError
 from mtyolo.extractors import make_extractor
+from mtyolo.extractors.base import CACHED, features_of
 from mtyolo.extractors.timm import TimmExtractor
 from mtyolo.structures import Level
 
@@ -48,6 +49,31 @@ def test_lite0_from_the_installed_package_classifies_as_the_original(test_data: 
     with torch.no_grad():
         logits = whole.forward_head(whole.bn2(whole.conv_head(extractor(images)[32])))
     np.testing.assert_allclose(logits, reference[f"{photo}_logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, CACHED, 2 * CACHED + 1])
+def test_a_batch_in_parts_has_the_features_of_the_whole(count: int) -> None:
+    extractor = TimmExtractor("tf_efficientnet_lite0", weights="none").eval()
+    images = torch.rand(count, 3, 64, 96)
+    seen: list[int] = []
+    extractor.body.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        parts = features_of(extractor, images)
+        assert max(seen) <= CACHED
+        assert sum(seen) == count
+        whole = extractor(images)
+    for stride, features in whole.items():
+        torch.testing.assert_close(parts[stride], features, rtol=1e-4, atol=1e-5)
+
+
+def test_what_trains_sees_its_whole_batch() -> None:
+    """BatchNorm's statistics are those of the batch."""
+    extractor = TimmExtractor("tf_efficientnet_lite0", weights="none").train()
+    seen: list[int] = []
+    extractor.body.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    features_of(extractor, torch.rand(2 * CACHED, 3, 64, 64))
+    features_of(extractor.eval(), torch.rand(2 * CACHED, 3, 64, 64))
+    assert seen == [2 * CACHED, 2 * CACHED], "also in evaluation mode, where gradients are wanted"
 
 
 def test_lite0_has_the_reference_levels(test_data: Path) -> None:
