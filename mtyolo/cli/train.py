@@ -121,9 +121,12 @@ def train(
     automatic = given["batch"] == AUTOMATIC
     settings = _settings(config, given | {"batch": None} if automatic else given, no_augment)
 
+    from accelerate.utils import set_seed
+
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
 
+    set_seed(settings.seed)  # also of what the model file leaves to chance: fresh adapters and branches
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mtyolo.assembly import build
 from mtyolo.cli.main import main
@@ -40,6 +41,17 @@ def test_train_leaves_results_weights_and_a_picture(run: Path) -> None:
     assert (run / "best.safetensors").is_file()
     assert (run / "last.safetensors").is_file()
     assert width_of(run / "train_batch.jpg") > 64
+
+
+@pytest.mark.slow
+def test_a_seed_decides_all_that_a_model_file_leaves_to_chance(shapes: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # sums in one order
+    options = ["--model", "yolov5n-multitask.yaml", "--data", str(shapes), "--epochs", "1", "--batch", "4", *SMALL]
+    for name, seed in (("first", "3"), ("again", "3"), ("other", "4")):
+        assert main(["train", *options, "--workers", "0", "--seed", seed, "--out", str(tmp_path / name)]) == 0
+    first, again, other = (load_file(tmp_path / name / "last.safetensors") for name in ("first", "again", "other"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.slow
