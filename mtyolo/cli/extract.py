@@ -20,7 +20,8 @@ EXAMPLES = (
     "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
     "mtyolo extract -m yolov5n-lite0.yaml -d coco_mini.yaml --out features --imgsz 320 --dtype int8",
     "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --features features --imgsz 320",
-    "mtyolo extract -m yolov5n-lite0-early.yaml -d photos/ --out features --views 24 --targets  # then train --plan align",
+    "mtyolo extract -m yolov5n-lite0-early.yaml -d photos/ --out features --views 24 --targets"
+    "  # then train --plan align",
     "torchrun --nproc-per-node 8 -m mtyolo extract -m yolov5s-resnet50.yaml -d coco.yaml --out features",
 )
 SPLITS = ("train", "val")
