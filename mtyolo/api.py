@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
+
 from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
 from mtyolo.config.data import DataConfig
@@ -108,9 +110,11 @@ def train(
 
     model: or a path, opened for the data. With `resume`, the run's folder knows model and data.
     """
-    opened = open_model(model, data=data, features=features) if isinstance(model, str | Path) else model
+    if isinstance(model, str | Path):
+        set_seed((config or TrainConfig()).seed)  # also of fresh adapters and branches
+        model = open_model(model, data=data, features=features)
     return run_training(
-        opened,
+        model,
         data,
         plan=plan,
         config=config,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from accelerate.utils import set_seed
+
 from mtyolo.api import build, train
 from mtyolo.checkpoint import load
 from mtyolo.config.training import AugmentConfig, LossGains, TrainConfig
@@ -71,6 +73,7 @@ def demonstrate(
     say(f"drawing {TRAINING_IMAGES + VALIDATION_IMAGES} pictures with boxes, masks and keypoints …")
     data = make_shapes(out / "shapes", TRAINING_IMAGES, VALIDATION_IMAGES, DRAWN_SIZE, seed)
     say("training YOLOv5n on features of a frozen ImageNet EfficientNet-Lite0 …")
+    set_seed(seed)
     run = train(
         build(MODEL, data=data), data, plan=PLAN, config=demo_config(epochs, seed, device), out=out / "training"
     )

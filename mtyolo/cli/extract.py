@@ -35,7 +35,7 @@ Views = Annotated[
     int, typer.Option(min=1, help="How often to store each image: plain, then with crops, colours and mirrors.")
 ]
 Dtype = Annotated[str, typer.Option(help="fp16, bf16, fp32, or int8: half the bytes of fp16.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once; on a CPU the extractor takes them in fours.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 Targets = Annotated[
     bool,

@@ -9,8 +9,9 @@ from mtyolo.errors import ConfigError
 from mtyolo.structures import Level, Pyramid
 
 CACHED = 4
-"""Images that a CPU takes through an extractor at once: what is in between then stays in its cache. Measured for
-EfficientNet-Lite0 at 320 pixels on two cores: 31 ms an image, 60 with batches of 16."""
+"""Images that a CPU takes through an extractor at once: what is in between then stays in its cache. Measured at 320
+pixels on two cores, ms an image with 4 and with 16 at once: EfficientNet-Lite0 44 and 58, MobileNetV2 17 and 44,
+ResNet-50 149 and 183, ConvNeXt-T 150 and 217, DINOv3 ViT-S/16 166 and 163."""
 
 
 class Extractor(nn.Module):

@@ -68,6 +68,8 @@ def what_is_left(position: Position, stages: list[Stage]) -> str:
     if position.stage == len(stages):
         return "nothing is left to do: the run had come to its end"
     stage = stages[position.stage]
+    if position.epoch >= stage.epochs:  # stopped after the stage's last epoch, before its picture was drawn
+        return what_is_left(Position(stage=position.stage + 1), stages)
     inside = f", after {position.batch} of its batches" if position.batch else ""
     return f"goes on with epoch {stage.first_epoch + position.epoch + 1}, stage {stage.name}{inside}"
 

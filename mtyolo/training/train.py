@@ -100,6 +100,8 @@ def train(
     accelerator = make_accelerator(config, folder := run_folder(out, resume))
     set_seed(config.seed)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if saved is None:
+        copy_from_first(model)  # what was left to chance
     state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
     if saved:
         state.load(saved)

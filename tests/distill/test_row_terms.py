@@ -114,19 +114,27 @@ def test_equal_outputs_cost_nothing_and_pull_nowhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*ROW_LOSSES, "soft"])
 def test_logits_beyond_all_sense_stay_finite(name: str) -> None:
-    student = torch.tensor([-1000.0, -100.0, 0.0, 100.0, 1000.0])[:, None].expand(5, 8).clone().requires_grad_()
-    loss = (ROW_LOSSES | {"soft": soft_bce})[name]([student], [student.detach().flip(0)])
+    student = (
+        torch.tensor([-1000.0, -100.0, 0.0, 100.0, 1000.0])[None, :, None].expand(1, 5, 8).clone().requires_grad_()
+    )
+    loss = (ROW_LOSSES | {"soft": soft_bce})[name]([student], [student.detach().flip(1)])
     loss.backward()
     assert bool(loss.detach().isfinite())
     assert student.grad is not None
     assert bool(student.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("gap", [1.0, 20.0, 60.0])
-def test_divergence_of_sure_outputs_in_single_precision_is_that_in_double(gap: float) -> None:
-    student = torch.full((3, 8), -10.0, dtype=torch.float64)
-    expected = bernoulli_kl([student], [student + gap])
-    assert float(bernoulli_kl([student.float()], [student.float() + gap])) == pytest.approx(float(expected), rel=1e-2)
+@pytest.mark.parametrize("gap", [0.03, 0.3, 1.0, 20.0, 60.0])
+@pytest.mark.parametrize("sure", [-15.0, -10.0, 0.0, 10.0])
+def test_divergence_in_single_precision_is_that_in_double_to_a_ten_millionth(gap: float, sure: float) -> None:
+    student = torch.full((1, 3, 8), sure, dtype=torch.float64, requires_grad=True)
+    single = student.detach().float().requires_grad_()
+    for values in (student, single):
+        bernoulli_kl([values], [values.detach() + gap]).backward()
+    expected, found = (bernoulli_kl([values.detach()], [values.detach() + gap]) for values in (student, single))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+    assert student.grad is not None
+    torch.testing.assert_close(single.grad, student.grad.float(), rtol=1e-5, atol=2e-7)
 
 
 def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:

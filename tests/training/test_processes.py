@@ -25,7 +25,7 @@ from mtyolo.training.train import train
 MakeModel = Callable[[], Model]
 
 SCRIPT = """
-import sys, torch
+import os, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 sys.path.insert(0, {here!r})
@@ -38,7 +38,7 @@ data, out, resume, epochs, norms = sys.argv[1], sys.argv[2], sys.argv[3] == "res
 if resume:
     train(resume=out, progress=False)
 else:
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("RANK", 0)))  # each process would start with branches of its own
     tasks = {{"detect": {{}}, "segment": {{"prototypes": 4, "channels": 8}}, "keypoint": {{}}}}
     model = build({{"detector": {{"graph": tiny_graph()}}, "tasks": tasks}}, data=data)
     config = TrainConfig(epochs=epochs, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0.5)

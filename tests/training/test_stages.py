@@ -15,8 +15,9 @@ from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
+from mtyolo.training.checkpoints import Position
 from mtyolo.training.objectives import TasksObjective
-from mtyolo.training.stages import freeze, lr_scales, plan_stages, stage_epochs
+from mtyolo.training.stages import freeze, lr_scales, plan_stages, stage_epochs, what_is_left
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
@@ -185,3 +186,20 @@ def test_the_innermost_part_decides_the_learning_rate(make_model: MakeModel) -> 
 def test_an_unknown_plan_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no such plan here or in mtyolo; did you mean 'freeze-then-unfreeze'"):
         read_plan("freeze-then-unfreze")
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        (Position(), "goes on with epoch 1, stage 0"),
+        (Position(stage=1, epoch=1, batch=3), "goes on with epoch 4, stage 1, after 3 of its batches"),
+        (Position(stage=0, epoch=2), "goes on with epoch 3, stage 1"),
+        (Position(stage=1, epoch=2), "nothing is left to do"),
+        (Position(stage=2), "nothing is left to do"),
+    ],
+)
+def test_a_resumed_run_says_what_comes_next(
+    position: Position, words: str, make_model: MakeModel, config: TrainConfig
+) -> None:
+    stages = plan_stages(plan_of({"epochs": 2}, {"epochs": 2}), config, make_model())
+    assert what_is_left(position, stages).startswith(words)
