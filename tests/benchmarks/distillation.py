@@ -86,7 +86,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "per-level": {"features": "per-level"},
     "relative at 6 layers": {"features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers": {"output": {"scaled": 0.2}, "features": [{"method": "relative", "layers": SIX}]},
-    "kl+relative at 6 layers": {"output": {"kl": 10.0}, "features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers+cwd": {
         "output": {"scaled": 0.2},
         "features": [{"method": "relative", "layers": SIX}, {"method": "cwd", "weight": 5.0}],
