@@ -91,11 +91,11 @@ def objectness_scaled(student: Maps, teacher: Maps, groups: Groups = EQUAL) -> T
 
 
 class Believed(NamedTuple):
-    """What of a level teaches: objectness of all its R rows, and the S rows where the teacher sees an object."""
+    """What of a level teaches: objectness of all its rows, and the S rows where the teacher sees an object."""
 
     objects: Tensor  # scalar: sum of the teacher's objectness
-    scores: Tensor  # [R] logits of the student's objectness
-    wanted_scores: Tensor  # [R] the teacher's
+    scores: Tensor  # [B, A, H, W] logits of the student's objectness
+    wanted_scores: Tensor  # [B, A, H, W] the teacher's
     found: Tensor  # [S, 5 + classes] the student's
     wanted: Tensor  # [S, 5 + classes] the teacher's
     belief: Tensor  # [S] the teacher's objectness
@@ -103,11 +103,11 @@ class Believed(NamedTuple):
 
 def believed(student: Maps, teacher: Maps) -> Iterator[Believed]:
     """A level at a time, in single precision."""
-    for rows, wanted in _level_rows(student, teacher):
-        wanted_scores = wanted[:, OBJECTNESS].float()
+    for found, wanted in zip(student, teacher, strict=True):
+        wanted_scores = wanted[..., OBJECTNESS].float()
         belief = wanted_scores.sigmoid()
-        sure = (belief > SMALLEST_BELIEF).nonzero()[:, 0]
-        scores, picked = _Picked.apply(rows, sure)
+        sure = (belief > SMALLEST_BELIEF).nonzero(as_tuple=True)
+        scores, picked = _Picked.apply(found, *sure)
         yield Believed(belief.sum(), scores.float(), wanted_scores, picked.float(), wanted[sure].float(), belief[sure])
 
 
@@ -186,19 +186,19 @@ def _sigmoids(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 class _Picked(torch.autograd.Function):
-    """Objectness of all rows [R, 5 + classes], and some rows whole. Differentiated together: each selection by itself
-    would fill, and add, a gradient of the map's full size, which costs more than the loss."""
+    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and some rows whole, by their four numbers.
+    Differentiated together: each selection by itself would fill, and add, a gradient of the map's full size, which
+    costs more than the loss."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(numbers)
-        ctx.shape = rows.shape
-        return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
+    def forward(ctx: Any, level: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(level, *numbers)
+        return level[..., OBJECTNESS].clone(), level[numbers]
 
     @staticmethod
-    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (numbers,) = ctx.saved_tensors
-        gradient = to_picked.new_zeros(ctx.shape)
-        gradient[numbers] = to_picked
-        gradient[:, OBJECTNESS] += to_scores
-        return gradient, None
+    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        level, *numbers = ctx.saved_tensors
+        gradient = torch.zeros_like(level)  # in the map's own layout
+        gradient[tuple(numbers)] = to_picked
+        gradient[..., OBJECTNESS] += to_scores
+        return gradient, *(None for _ in numbers)

@@ -2,6 +2,8 @@
 
 A folder holds `teacher.json`, which says what made it, and a file a picture, whose name is the hash of
 the pixels as the student gets them: whatever geometry or augmentation made them, a file never belongs to other pixels.
+Channels and anchors come last in a file, [h, w, C] and [h, w, A, values], as convolutions under channels_last write
+them: so they are compared with the student's without a pass over memory that turns one layout into the other.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mtyolo.model import Model
 from mtyolo.structures import MaskOutputs, Outputs
 
 CARD = "teacher.json"
-FORMAT = "mtyolo-teacher/1"
+FORMAT = "mtyolo-teacher/2"
 KEY_BYTES = 16
 ROOT = Path("runs/teachers")
 
@@ -59,7 +61,7 @@ class SavedLessons:
             )
         tensors = _named(self.teacher.lesson(images.float() / 255))
         for number, path in enumerate(paths):
-            one = {name: tensor[number].half().cpu().contiguous() for name, tensor in tensors.items()}
+            one = {name: tensor[number].half().cpu().movedim(0, 2).contiguous() for name, tensor in tensors.items()}
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             save_file(one, temporary)
             os.replace(temporary, path)
@@ -109,7 +111,7 @@ def saved_channels(folder: Path) -> dict[int, int]:
     """Channels of the feature maps that a folder holds, by the teacher's layer."""
     some = next(folder.glob("*.safetensors"), None)
     named = {} if some is None else _read(some)
-    return {int(name.split(".")[1]): len(tensor) for name, tensor in named.items() if name.startswith("feature.")}
+    return {int(name.split(".")[1]): tensor.shape[-1] for name, tensor in named.items() if name.startswith("feature.")}
 
 
 def _check(folder: Path, card: Mapping[str, Any]) -> None:
@@ -142,7 +144,7 @@ def _named(lesson: Lesson) -> dict[str, Tensor]:
 
 def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
     with torch.autocast("cpu", enabled=False):  # it knows no float16 beside bfloat16
-        named = {name: torch.stack([one[name] for one in pictures]).to(device) for name in pictures[0]}
+        named = {name: torch.stack([one[name] for one in pictures]).to(device).movedim(3, 1) for name in pictures[0]}
 
     def levels(kind: str) -> list[Tensor]:
         found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}
@@ -151,9 +153,7 @@ def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
     segment = MaskOutputs(levels("coefficients"), named["prototypes"]) if "prototypes" in named else None
     outputs = Outputs({}, {}, levels("detect"), segment, levels("keypoint") or None)
     features = {
-        int(name.split(".")[1]): tensor.to(torch.float32, memory_format=torch.channels_last)  # as the student's
-        for name, tensor in named.items()
-        if name.startswith("feature.")
+        int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
     }
     return Lesson(outputs, features)
 

@@ -14,6 +14,7 @@ from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
+from mtyolo.distill.features import relative_error
 from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import features_of
@@ -131,10 +132,7 @@ def match_adapters(model: Model, teacher: nn.Module | None, batches: Iterable[Ba
 
 def level_errors(found: Pyramid, wanted: Pyramid) -> dict[int, Tensor]:
     """Stride -> mean squared error over the variance of what is wanted. 1.0: no better than predicting its mean."""
-    return {
-        stride: (found[stride].float() - target.float()).square().mean() / target.float().var().clamp(min=1e-12)
-        for stride, target in wanted.items()
-    }
+    return {stride: relative_error(found[stride].float(), target.float()) for stride, target in wanted.items()}
 
 
 def map_errors(found: list[Tensor], wanted: list[Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from mtyolo.distill.features import (
     MaskedGeneration,
     Relative,
     SpatialAttention,
+    make_projector,
     resized,
 )
 
@@ -63,6 +64,23 @@ def test_fitnets_agrees_with_a_loop_and_projects_channels() -> None:
         for row, column in positions()
     ]
     assert float(loss(student, teacher).detach()) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+
+
+def test_fitnets_gradient_is_that_of_the_mean_square_and_keeps_the_layout() -> None:
+    plain, student, teacher = features(0).requires_grad_(), features(0), features(1)
+    (3 * nn.functional.mse_loss(plain, teacher)).backward()
+    last = student.contiguous(memory_format=torch.channels_last).requires_grad_()
+    (3 * FitNets(CHANNELS, CHANNELS)(last, teacher.contiguous(memory_format=torch.channels_last))).backward()
+    assert plain.grad is not None
+    assert last.grad is not None
+    assert torch.allclose(last.grad, plain.grad, rtol=1e-5)
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_projector_is_a_convolution() -> None:
+    student, projector = features(0, 2), make_projector(2, CHANNELS)
+    (weight,) = projector.parameters()
+    assert torch.allclose(projector(student), nn.functional.conv2d(student, weight), rtol=1e-5, atol=1e-6)
 
 
 def test_relative_is_the_squared_error_over_the_teachers_variance_whatever_its_scale() -> None:

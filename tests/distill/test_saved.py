@@ -53,6 +53,9 @@ def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path
         )
         assert found.outputs.keypoint is not None
         assert found.features.keys() == expected.features.keys()
+        for number, features in expected.features.items():
+            assert torch.allclose(found.features[number], features, rtol=1e-3, atol=1e-3), attempt
+            assert found.features[number].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
