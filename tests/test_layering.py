@@ -22,7 +22,7 @@ LAYERS = (
     ("balance", "distill", "data", "features"),
     ("inheritance",),
     ("checkpoint",),
-    ("assembly", "summary"),
+    ("assembly", "original_layers", "summary"),
     ("model",),
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),

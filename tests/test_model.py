@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtyolo.assembly import alignment_teacher, build
+from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
 from mtyolo.errors import CheckpointError, ConfigError, DataError
+from mtyolo.original_layers import alignment_teacher
 
 NECK = {"extractor": {"name": "features", "levels": {8: 64, 16: 128, 32: 256}}, "detector": {"graph": "yolov5n.yaml"}}
 

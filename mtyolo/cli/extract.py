@@ -14,7 +14,7 @@ from mtyolo.cli.output import say, write_json
 if TYPE_CHECKING:
     from mtyolo.data.records import Split
     from mtyolo.features.estimate import Estimate
-    from mtyolo.features.writer import ExtractOptions
+    from mtyolo.features.planning import ExtractOptions
 
 EXAMPLES = (
     "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
@@ -73,13 +73,14 @@ def extract(
     from accelerate import PartialState
 
     from mtyolo.api import open_model
-    from mtyolo.data.sources import load_split, read_data
+    from mtyolo.data.reading import load_split
+    from mtyolo.data.sources import read_data
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import REPLACED, dtype_of
+    from mtyolo.features.planning import ExtractOptions
     from mtyolo.features.replaced import ReplacedLayers, target_options
     from mtyolo.features.standin import source_of
-    from mtyolo.features.writer import ExtractOptions
 
     process = PartialState(cpu=device == "cpu")
     opened = open_model(model, data=data, weights=weights, trust=trust)

@@ -145,8 +145,8 @@ def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
     """
     if path is None or Path(path).suffix != ".safetensors":
         return FREEZE_DETECTOR
-    from mtyolo.assembly import follows_official
     from mtyolo.features.manifest import REPLACED
+    from mtyolo.original_layers import follows_official
 
     aligns = features is None or (features / REPLACED).is_dir()
     return ALIGN_REFINE if aligns and follows_official(model) else REFINE

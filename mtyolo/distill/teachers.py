@@ -15,25 +15,14 @@ from mtyolo.checkpoint import load
 from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.model import resolve_beside
 from mtyolo.config.reading import nearest
-from mtyolo.distill.layout import (
-    Cells,
-    Layout,
-    Shape,
-    cells_of,
-    choose_classes,
-    from_scores,
-    points_in_pixels,
-    to_layout,
-)
+from mtyolo.distill.conversion import Source, in_layout, layout_of
+from mtyolo.distill.layout import Shape
 from mtyolo.errors import ConfigError
-from mtyolo.graph.families import BOX_VALUES, FamilyModel, FamilyOutputs, is_family, open_family
+from mtyolo.graph.families import FamilyModel, is_family, open_family
 from mtyolo.graph.network import INPUT
 from mtyolo.model import Model
-from mtyolo.structures import MaskOutputs, Outputs
+from mtyolo.structures import Outputs
 from mtyolo.tasks.detect.decode import decode
-from mtyolo.tasks.keypoint.branch import POINT_VALUES
-
-Source = Model | FamilyModel
 
 COARSEST_FAMILY_STRIDE = 32
 
@@ -110,7 +99,8 @@ class Teacher(nn.Module):
         with half, recording(self.recorded) as seen:
             raw = self.source(own)
         features = {number: features.detach().float() for number, features in seen.items()}
-        return Lesson(self._in_layout(raw, _shape(own), _shape(images)), features)
+        outputs = in_layout(raw, self.source, self.layout, self.columns, _shape(own), _shape(images))
+        return Lesson(outputs, features)
 
     def _own_pixels(self, images: Tensor) -> Tensor:
         if self.size is None or max(images.shape[-2:]) == self.size:
@@ -118,24 +108,6 @@ class Teacher(nn.Module):
         scale = self.size / max(images.shape[-2:])
         size = [round(side * scale) for side in images.shape[-2:]]
         return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
-
-    def _in_layout(self, raw: Outputs | FamilyOutputs, own: Shape, size: Shape) -> Outputs:
-        layout = self.layout._replace(anchors=self.layout.anchors.to(_device(raw)))
-        if isinstance(raw, Outputs):
-            assert isinstance(self.source, Model)
-            same = own == size and layout.equals(layout_of(self.source))
-            if same and set(self.columns) == set(range(len(self.source.names))):
-                return _reordered(raw, self.columns)
-            cells = _model_cells(raw, layout_of(self.source), own)
-            prototypes = None if raw.segment is None else raw.segment.prototypes
-        else:
-            assert isinstance(self.source, FamilyModel)
-            cells, prototypes = _family_cells(raw, self.source, own), raw.prototypes
-        chosen = {stride: choose_classes(level, self.columns) for stride, level in cells.items()}
-        outputs = to_layout(chosen, layout, size, size[0] / own[0])
-        if outputs.segment is None or prototypes is None:
-            return outputs._replace(segment=None)
-        return outputs._replace(segment=MaskOutputs(outputs.segment.coefficients, prototypes.float()))
 
 
 def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
@@ -192,10 +164,6 @@ def class_columns(
     return columns
 
 
-def layout_of(model: Model) -> Layout:
-    return Layout(tuple(model.strides), model.anchors)
-
-
 def neck_of(model: Source) -> tuple[int, ...]:
     """Numbers of the layers that the branches take, fine to coarse."""
     if isinstance(model, FamilyModel):
@@ -241,53 +209,5 @@ def _abilities(source: Source) -> tuple[tuple[str, ...], int | None]:
     return ("detect", *further), source.points
 
 
-def _reordered(raw: Outputs, columns: Sequence[int | None]) -> Outputs:
-    """The same maps with classes in the student's order."""
-    order = [*range(5), *(5 + (column or 0) for column in columns)]
-    straight = order == list(range(len(order)))
-    maps = [level.float() if straight else level.float()[..., order] for level in raw.detect]
-    segment = raw.segment and MaskOutputs([c.float() for c in raw.segment.coefficients], raw.segment.prototypes.float())
-    return Outputs({}, {}, maps, segment, raw.keypoint and [level.float() for level in raw.keypoint])
-
-
-def _model_cells(raw: Outputs, layout: Layout, size: Shape) -> dict[int, Cells]:
-    cells = dict(zip(layout.strides, cells_of(raw.detect, layout, size), strict=True))
-    if raw.segment is not None:
-        for stride, level in zip(layout.strides, raw.segment.coefficients, strict=True):
-            cells[stride] = cells[stride]._replace(coefficients=level.float())
-    if raw.keypoint is not None:
-        boxes = [cells[stride].boxes for stride in layout.strides]
-        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint, boxes), strict=True):
-            cells[stride] = cells[stride]._replace(points=points)
-    return cells
-
-
-def _family_cells(raw: FamilyOutputs, source: FamilyModel, size: Shape) -> dict[int, Cells]:
-    """One row a cell, so one anchor: [B, 1, H, W, …]."""
-    classes, cells, start = len(source.names), {}, 0
-    for stride in source.strides:
-        height, width = size[0] // stride, size[1] // stride
-        rows = raw.rows[:, start : start + height * width].unflatten(1, (1, height, width))
-        start += height * width
-        boxes, scores, extra = rows.tensor_split((BOX_VALUES, BOX_VALUES + classes), -1)
-        level = from_scores(boxes, scores)
-        if source.has_masks:
-            level = level._replace(coefficients=extra)
-        if source.points is not None:
-            points = extra.unflatten(-1, (source.points, -1))
-            seen = (
-                points[..., 2:3].logit(eps=1e-6)
-                if points.shape[-1] == POINT_VALUES
-                else torch.full_like(points[..., :1], 9.0)
-            )
-            level = level._replace(points=torch.cat((points[..., :2], seen), -1).flatten(-2))
-        cells[stride] = level
-    return cells
-
-
 def _shape(images: Tensor) -> Shape:
     return images.shape[-2], images.shape[-1]
-
-
-def _device(raw: Outputs | FamilyOutputs) -> torch.device:
-    return raw.detect[0].device if isinstance(raw, Outputs) else raw.rows.device

@@ -14,9 +14,10 @@ from mtyolo.extractors.base import Extractor
 from mtyolo.features.codec import bytes_per_image, decode_into, encode
 from mtyolo.features.index import store_names
 from mtyolo.features.manifest import Manifest
+from mtyolo.features.planning import ExtractOptions, plan_manifest
 from mtyolo.features.replaced import ReplacedLayers, target_options
 from mtyolo.features.views import draw
-from mtyolo.features.writer import ExtractOptions, compute, plan_manifest
+from mtyolo.features.writer import compute
 from mtyolo.structures import Pyramid
 
 SAMPLE = 16

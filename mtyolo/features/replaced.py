@@ -10,16 +10,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mtyolo.assembly import alignment_teacher, replaced_weights
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor
 from mtyolo.features.index import SplitIndex, sha256_of
 from mtyolo.features.manifest import MANIFEST, REPLACED, read_manifest
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import View
-from mtyolo.features.writer import ExtractOptions
 from mtyolo.model import Model
+from mtyolo.original_layers import alignment_teacher, replaced_weights
 from mtyolo.structures import Pyramid
 
 AGAIN = "run mtyolo extract again with --targets"

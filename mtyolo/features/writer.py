@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,39 +13,17 @@ import torch
 from torch import Tensor
 
 from mtyolo.data.records import Split
-from mtyolo.errors import ConfigError, StoreError
+from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor, features_of
-from mtyolo.extractors.pretrained import identity_of
-from mtyolo.features.codec import bytes_per_image, encode
+from mtyolo.features.codec import encode
 from mtyolo.features.index import change, store_names
-from mtyolo.features.manifest import MANIFEST, Dtype, Manifest, read_manifest, write_manifest
+from mtyolo.features.manifest import Manifest, write_manifest
+from mtyolo.features.planning import ExtractOptions, agreed_manifest
 from mtyolo.features.shards import Contents, Stored, check_shard, shard_path, write_shard
 from mtyolo.features.views import Drawn, draw
 
-SHARD_IMAGES = 64
-"""Most images in a shard: what an interruption can cost each process."""
-SHARD_BYTES = 128 << 20
-"""A shard holds fewer images where they would take more than this."""
-PACKAGES = ("mtyolo", "torch", "timm", "safetensors")
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ExtractOptions:
-    """How features are made and kept; see `mtyolo extract --help`."""
-
-    dtype: Dtype = "fp16"
-    views: int = 1
-    batch: int = 16
-    device: str | torch.device = "cpu"
-    workers: int = 2
-    """Threads that read images."""
-    source: Mapping[str, str] = field(default_factory=dict)
-    """What the model file says about the extractor; `standin.source_of`."""
-    share: tuple[int, int] = (0, 1)
-    """This process and how many there are: shards are dealt to them by number."""
 
 
 class Written(NamedTuple):
@@ -90,7 +66,7 @@ def extract(
     """
     options = options or ExtractOptions()
     directory = Path(directory)
-    manifest = _manifest(extractor, splits, directory, size, options)
+    manifest = agreed_manifest(extractor, splits, directory, size, options)
     if options.share[0] == 0:
         write_manifest(directory, manifest)
     extractor.to(options.device)
@@ -100,51 +76,6 @@ def extract(
         written = _extract_split(extractor, work, options, report)
         done = Written(*(one + other for one, other in zip(done, written, strict=True)))
     return done
-
-
-def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, options: ExtractOptions) -> Manifest:
-    """What a new store of these features would say about itself. Raises ConfigError for a size that does not fit."""
-    levels = {level.stride: level.channels for level in extractor.levels}
-    coarsest = max(levels)
-    if size <= 0 or size % coarsest:
-        fitting = max(1, round(size / coarsest)) * coarsest
-        raise ConfigError(f"image size {size}: expected a multiple of the largest stride, {coarsest}; use {fitting}")
-    empty = next((split.name for split in splits if not len(split)), None)
-    if empty:
-        raise ConfigError(f"split {empty}: has no images to extract")
-    manifest = Manifest(
-        extractor=identity_of(extractor),
-        size=size,
-        levels=levels,
-        dtype=options.dtype,
-        views=options.views,
-        images_per_shard=1,
-        splits={split.name: len(split) for split in splits},
-        source=dict(options.source),
-        versions={package: _version(package) for package in PACKAGES},
-    )
-    images = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_per_image(manifest)))
-    return manifest.model_copy(update={"images_per_shard": images})
-
-
-def _manifest(
-    extractor: Extractor, splits: Sequence[Split], directory: Path, size: int, options: ExtractOptions
-) -> Manifest:
-    manifest = plan_manifest(extractor, splits, size, options)
-    if not (directory / MANIFEST).exists():
-        return manifest
-    there = read_manifest(directory)
-    difference = there.difference(manifest)
-    if difference:
-        raise StoreError(f"{directory}: holds other features ({difference}); give another folder, or remove this one")
-    return there.model_copy(update={"splits": there.splits | manifest.splits})
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _extract_split(
@@ -253,4 +184,4 @@ def _remove_surplus(work: _Work) -> None:
         path.unlink()
 
 
-__all__ = ["ExtractOptions", "Written", "compute", "extract", "plan_manifest"]
+__all__ = ["Written", "compute", "extract"]

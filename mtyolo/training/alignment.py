@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mtyolo.adapters.statistics import match_statistics, moments
-from mtyolo.assembly import alignment_teacher
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
 from mtyolo.distill.features import relative_error
@@ -19,6 +18,7 @@ from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergenc
 from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import features_of
 from mtyolo.model import Model
+from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch, Pyramid
 from mtyolo.training.objectives import Losses, TasksObjective, pixels
 

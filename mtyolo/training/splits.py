@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split, read_data
+from mtyolo.data.sources import read_data
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 

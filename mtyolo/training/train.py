@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mtyolo.assembly import alignment_teacher, assemble
+from mtyolo.assembly import assemble
 from mtyolo.checkpoint import EXTRACTOR
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.records import Split
-from mtyolo.drawing import draw_batch, save_image
-from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.structures import Batch
-from mtyolo.training.alignment import match_adapters
-from mtyolo.training.checkpoints import Position, read_state
-from mtyolo.training.distilling import teacher_reports
+from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
+from mtyolo.training.checkpoints import read_state
 from mtyolo.training.ema import Ema
-from mtyolo.training.judging import Judge, judged
+from mtyolo.training.judging import Judge
 from mtyolo.training.optimizer import clip_gradients, set_rates
-from mtyolo.training.processes import (
-    any_process,
-    copy_from_first,
-    make_accelerator,
-    mean_over_processes,
-    precision_warning,
-    sum_gradients,
-)
+from mtyolo.training.processes import any_process, copy_from_first, make_accelerator, sum_gradients
 from mtyolo.training.progress import Display
-from mtyolo.training.records import Means, Row
 from mtyolo.training.run import Run, run_folder
 from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits
 from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
-from mtyolo.training.starting import start_branches
 from mtyolo.training.state import RunState
-from mtyolo.training.stopping import Interrupted, StopRequest, stop_on_signals
-from mtyolo.training.stored import matching_batches, open_store, takes_images
+from mtyolo.training.stopping import Interrupted, stop_on_signals
+from mtyolo.training.stored import open_store
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
-MATCHED_BATCHES = 4
-"""From which the statistics of adapters are matched at the start."""
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What stays the same through a run."""
-
-    config: TrainConfig
-    plan: PlanConfig
-    split: Split
-    val_split: Split | None
-    store: FeatureStore | None
-    judge: Judge | None
-    accelerator: Accelerator
-    display: Display
-    stop: StopRequest
 
 
 def train(
@@ -206,83 +173,3 @@ def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools)
         else:
             work.guard.skip(batch, {})
     work.optimizer.zero_grad(set_to_none=True)
-
-
-def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
-    """What was there before: the plan in words, the untouched network's metrics, a state to resume from."""
-    run, config = state.run, tools.config
-    if warning := precision_warning(config):
-        tools.display.say(warning)
-    for stage in stages:
-        tools.display.say(stage.describe(state.model))
-    row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
-    if tools.accelerator.is_main_process:
-        if row:
-            start: Row = {"epoch": 0, "stage": ""}
-            run.add(start | row)
-            tools.display.say("before training: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
-        state.save(None)
-
-
-def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
-    """Adapters are matched where the model asks for it, fresh branches told what labels say on average; the average
-    stands still where the stage is frozen."""
-    if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
-        match(state.model, work, tools)
-        state.ema.settle(state.model, state.model.state_dict())
-    state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
-    state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
-    if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
-        reports = teacher_reports(
-            work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config, tools.store
-        )
-        for line in reports:
-            tools.display.say(line)
-    picture = state.run.out / "train_batch.jpg"
-    shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
-    if shown and tools.accelerator.is_main_process:
-        save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
-
-
-def match(model: Model, work: StageWork, tools: Tools) -> None:
-    """Adapters start with the replaced layers' statistics, in all processes those of the first."""
-    assert model.adapters is not None
-    device, store = tools.accelerator.device, tools.store
-    teacher = None if store else alignment_teacher(model).to(device)
-    batches = matching_batches(store, model, tools.split, tools.config) if store else work.loader.epoch(0)
-    match_adapters(model, teacher, (batch.to(device) for batch in islice(batches, MATCHED_BATCHES)))
-    copy_from_first(model.adapters)
-
-
-def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
-    """Validate the average, write what people read, save; the state points to the next epoch."""
-    config, position = tools.config, state.position
-    position.epoch, position.batch = position.epoch + 1, 0
-    row: Row = {"epoch": stage.first_epoch + position.epoch, "stage": stage.name}
-    row |= mean_over_processes(state.means.means(), tools.accelerator.device)
-    state.means = Means()
-    work.balancer.end_epoch()
-    if not tools.accelerator.is_main_process:
-        return
-    if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
-        row |= judged(tools.judge, state.ema.model, tools.val_split, tools.store, config)
-    if work.distiller is not None:
-        work.distiller.end_epoch(row.get("fitness"))
-    row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
-    state.run.add(row)
-    tools.accelerator.log(row, step=stage.first_epoch + position.epoch)
-    state.run.keep_weights(state.model, state.ema.model, row)
-    state.save(work)
-    tools.display.epoch_ends(row)
-
-
-def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
-    """Draw truth beside prediction; the state points to the next stage."""
-    state.position = Position(stage=stage.number + 1)
-    if not tools.accelerator.is_main_process:
-        return
-    shown = tools.val_split is not None and takes_images(state.model)
-    if tools.judge is not None and tools.judge.compare is not None and shown:
-        picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)
-        save_image(picture, state.run.out / f"val_{stage.name}.jpg")
-    state.save(None)

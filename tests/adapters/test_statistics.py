@@ -11,9 +11,10 @@ from torch import nn
 
 from mtyolo.adapters import make_adapters
 from mtyolo.adapters.statistics import Moments, match_statistics, moments
-from mtyolo.assembly import alignment_teacher, build
+from mtyolo.assembly import build
 from mtyolo.config.model import AdaptersConfig
 from mtyolo.errors import ConfigError
+from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Level, Pyramid
 
 INPUTS = (Level(8, 24), Level(16, 40))

@@ -36,14 +36,15 @@ from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.evaluation.precision import BoxPrecision
 from mtyolo.evaluation.validate import forward
 from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.writer import extract
 from mtyolo.model import Model, evaluating
 from mtyolo.structures import Batch
 from mtyolo.tasks.detect.branch import BOX_VALUES

@@ -20,13 +20,14 @@ import yaml
 from mtyolo.api import build, open_model
 from mtyolo.config.data import DataConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.sources import load_split
+from mtyolo.data.reading import load_split
 from mtyolo.evaluation.validate import validate
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.manifest import DTYPES
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.writer import extract
 from mtyolo.training.train import train
 
 DATA = Path(os.environ.get("MTYOLO_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -18,13 +18,14 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.reading import read_yaml
 from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split
 from mtyolo.errors import DataError
 from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import stand_in
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.writer import extract
 from mtyolo.model import Model
 from mtyolo.training.run import Run
 from mtyolo.training.train import train

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from mtyolo.assembly import alignment_teacher, build
+from mtyolo.assembly import build
 from mtyolo.checkpoint import load
 from mtyolo.data.loader import Dataset, make_loader
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.pictures import comparison
 from mtyolo.evaluation.validate import validate
 from mtyolo.model import Model
+from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch
 
 SMALL = 64

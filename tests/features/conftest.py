@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from tiny_features import SIZE, TinyExtractor, make_images
 
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.writer import extract
 
 
 @pytest.fixture
@@ -39,4 +40,4 @@ def make_store(tmp_path: Path, split: Split) -> Callable[..., FeatureStore]:
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtyolo.features.writer.SHARD_IMAGES", 4)
+    monkeypatch.setattr("mtyolo.features.planning.SHARD_IMAGES", 4)

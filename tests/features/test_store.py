@@ -17,14 +17,15 @@ from tiny_features import SIZE, TinyExtractor, make_images
 
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
+from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.data.sources import load_split
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore, open_for
 from mtyolo.features.residency import Residency
 from mtyolo.features.verify import info, verify
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.writer import extract
 
 MakeStore = Callable[..., FeatureStore]
 

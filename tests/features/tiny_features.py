@@ -14,9 +14,10 @@ import yaml
 from torch import Tensor, nn
 
 from mtyolo.config.model import shipped_configs
-from mtyolo.data.sources import load_split
+from mtyolo.data.reading import load_split
 from mtyolo.extractors.base import Extractor
-from mtyolo.features.writer import ExtractOptions, extract
+from mtyolo.features.planning import ExtractOptions
+from mtyolo.features.writer import extract
 from mtyolo.structures import Level
 
 SIZE = 64
