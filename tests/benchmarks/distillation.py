@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/distillation.py [--epochs 60] [--seeds 3] [--methods none,scaled]
     … --student lite0
     … --student lite0-layer4
-    … --overhead
 
 The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch; or, from a feature store with 8
 views a photo, adapters between an ImageNet EfficientNet-Lite0 and a frozen YOLOv5n, where they replace all that
 the neck takes (`lite0`), or layer 4 alone (`lite0-layer4`). It sees the 80 training photos of coco_mini at 320 pixels.
-The teacher is the official YOLOv5n, its outputs cached.
+The teacher is the official YOLOv5n. Beside the store its outputs are cached; the narrow student's pictures are
+augmented anew each time, in mosaics, too, so there it is asked.
 All read the labels, too; the teachers' terms do not.
 Results go to a file of JSON lines as they come; what stands there is not run again.
 """
@@ -31,14 +31,12 @@ import yaml
 from torch.utils.data import DataLoader
 
 from mtyolo.api import build, train
-from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
-from mtyolo.distill.objective import make_distiller
 from mtyolo.evaluation.precision import BoxPrecision
 from mtyolo.evaluation.validate import forward
 from mtyolo.features.dataset import make_store_loader
@@ -50,14 +48,9 @@ from mtyolo.structures import Batch
 from mtyolo.tasks.detect.branch import BOX_VALUES
 from mtyolo.tasks.instances import image_instances
 from mtyolo.tasks.select import select
-from mtyolo.training.distilling import DistilledObjective
-from mtyolo.training.objectives import TasksObjective
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE, BATCH = 320, 4
-DRAWS = 10
-"""Of the narrow student's augmentation, which then repeat, so that teachers are asked once for each; without a teacher
-they do not."""
 VIEWS = 8
 """Of each photo in the store of the Lite0 student."""
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 0.005}
@@ -79,12 +72,18 @@ STUDENTS = ("narrow", *ENTRIES)
 
 SIX = [4, 6, 9, 17, 20, 23]
 """What the neck takes, and what it gives."""
+FOUR = [2, 4, 6, 9]
+"""The backbone's: where eighty photos say most, each having many small parts."""
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "none": None,
     **{name: {"output": {name: weight}} for name, weight in OUTPUT.items()},
     **{name: {"features": [{"method": name, "weight": weight}]} for name, weight in FEATURES.items()},
     "per-level": {"features": "per-level"},
+    "kl+relative at 4 layers": {
+        "output": {"kl": 10.0},
+        "features": [{"method": "relative", "layers": FOUR, "weight": 0.3}],
+    },
     "relative at 6 layers": {"features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers": {"output": {"scaled": 0.2}, "features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers+cwd": {
@@ -138,12 +137,10 @@ def extracted(data: Path, folder: Path) -> Path:
 
 
 def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
-    own: dict[str, Any] = {"augment": {"mosaic": 0}} if kind == "narrow" else {"train": ["adapters"]}
-    recipe = {"name": "train", **RECIPE, **own}
+    recipe = {"name": "train", **RECIPE} | ({} if kind == "narrow" else {"train": ["adapters"]})
     if method is None:
         return recipe
-    cache = DRAWS if kind == "narrow" else True
-    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": cache} | method
+    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": kind != "narrow"} | method
     return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
@@ -217,59 +214,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def overhead(folder: Path, names: list[str], rounds: int = 12) -> str:
-    """Median seconds of a training step, interleaved: without teacher, with one that is asked, with cached outputs."""
-    data, device = data_file(folder), torch.device("cpu")
-    split = load_split(data, "train")
-    batch = next(iter(make_loader(Dataset(split, SIZE, None), 8, shuffle=False, workers=0, seed=0)))
-    lines = ["| student | teacher's terms | no teacher, s | asked | cached |", "|---|---|---|---|---|"]
-    for name, model in (("width 0.125", student(data, 0)), ("YOLOv5n", build("yolov5n.yaml", data=data))):
-        tasks = TasksObjective(("detect",), TrainConfig().gains)
-        for label in names:
-            method = METHODS[label]
-            if method is None:
-                continue
-            objectives: list[Any] = [tasks]
-            for cached in (False, True):
-                place = str(folder / "overhead" / name / label)
-                teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": cached, "folder": place}
-                config = DistillConfig.model_validate({"teachers": [teacher | method]})
-                distiller = make_distiller(config, model, imgsz=SIZE, device=device)
-                objectives.append(DistilledObjective(tasks, distiller))
-            times: list[list[float]] = [[], [], []]
-            for _ in range(rounds + 2):
-                for number, objective in enumerate(objectives):
-                    times[number].append(_step_seconds(model, objective, batch))
-            plain, asked, cached_time = (statistics.median(found[2:]) for found in times)
-            lines.append(f"| {name} | {label} | {plain:.3f} | {asked / plain:.2f} | {cached_time / plain:.2f} |")
-            print(lines[-1], flush=True)
-    return "\n".join(lines)
-
-
-def _step_seconds(model: Model, objective: Any, batch: Batch) -> float:
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    started = time.perf_counter()
-    losses = objective(model, batch)
-    torch.stack(list(losses.tasks.values())).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--student", choices=STUDENTS, default=STUDENTS[0])
-    parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation"), help="results and cached outputs")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.overhead:
-        print(overhead(options.folder, options.methods.split(",")))
-        return
     results = options.folder / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kind = options.student
