@@ -15,8 +15,8 @@ from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.reading import nearest
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.reading import load_split
 from mtyolo.data.sources import SPLITS, read_data
+from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.evaluation import validate as evaluation
 from mtyolo.evaluation.metrics import Metrics

@@ -12,8 +12,8 @@ from accelerate.utils import set_seed
 from mtyolo.api import build, train
 from mtyolo.checkpoint import load
 from mtyolo.config.training import AugmentConfig, LossGains, TrainConfig
-from mtyolo.data.reading import load_split
 from mtyolo.data.shapes import make_shapes
+from mtyolo.data.split import load_split
 from mtyolo.drawing import save_image
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison

@@ -73,8 +73,8 @@ def extract(
     from accelerate import PartialState
 
     from mtyolo.api import open_model
-    from mtyolo.data.reading import load_split
     from mtyolo.data.sources import read_data
+    from mtyolo.data.split import load_split
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import REPLACED, dtype_of

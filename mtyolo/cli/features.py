@@ -80,7 +80,7 @@ def _show(found: StoreInfo) -> None:
 
 
 def _verify(found: StoreInfo, data: Path | None, json: Path | None) -> None:
-    from mtyolo.data.reading import load_split
+    from mtyolo.data.split import load_split
     from mtyolo.features.verify import verify
 
     splits = [load_split(data, split.name) for split in found.splits] if data is not None else []

@@ -34,7 +34,7 @@ def val(
     ] = None,
 ) -> None:
     from mtyolo.api import open_model
-    from mtyolo.data.reading import load_split
+    from mtyolo.data.split import load_split
     from mtyolo.device import find_device
     from mtyolo.evaluation.validate import validate
 

@@ -1,1 +1,1 @@
-"""From files to batches: `reading.load_split`, `dataset.Dataset`, `loader.make_loader`."""
+"""From files to batches: `split.load_split`, `dataset.Dataset`, `loader.make_loader`."""

@@ -1,4 +1,4 @@
-"""From a data file to a split: its images, labels, class names, and the account of what was wrong."""
+"""A data file: what it says, where its pictures and labels lie, and the files that it joins."""
 
 from __future__ import annotations
 

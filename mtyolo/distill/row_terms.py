@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mtyolo.tasks.detect.branch import BOX_VALUES
@@ -150,7 +151,8 @@ class _WeightedSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slopes,) = ctx.saved_tensors
         return slopes * gradient.to(slopes.dtype), None, None, None
 
@@ -186,19 +188,21 @@ def _sigmoids(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 class _Picked(torch.autograd.Function):
-    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and some rows whole, by their four numbers.
-    Differentiated together: each selection by itself would fill, and add, a gradient of the map's full size, which
-    costs more than the loss."""
+    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and whole rows at these indices along its first four
+    dimensions. Differentiated together: each selection by itself would fill, and add, a gradient of the map's full
+    size, which costs more than the loss."""
 
     @staticmethod
-    def forward(ctx: Any, level: Tensor, *numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(level, *numbers)
-        return level[..., OBJECTNESS].clone(), level[numbers]
+    def forward(ctx: Any, level: Tensor, *indices: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*indices)
+        ctx.layout = level.shape, level.stride()
+        return level[..., OBJECTNESS].clone(), level[indices]
 
     @staticmethod
-    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        level, *numbers = ctx.saved_tensors
-        gradient = torch.zeros_like(level)  # in the map's own layout
-        gradient[tuple(numbers)] = to_picked
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor | None, ...]:
+        # In the map's layout, as the convolution behind it takes it without a copy.
+        gradient = to_picked.new_empty_strided(*ctx.layout).zero_()
+        gradient[ctx.saved_tensors] = to_picked
         gradient[..., OBJECTNESS] += to_scores
-        return gradient, *(None for _ in numbers)
+        return gradient, *(None for _ in ctx.saved_tensors)

@@ -80,7 +80,6 @@ def keys_of(images: Tensor) -> list[str]:
 def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
     """What makes a teacher's outputs what they are, in the student's layout."""
     return {
-        "format": FORMAT,
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "size": teacher.size or imgsz,
         "columns": list(teacher.columns),
@@ -91,6 +90,7 @@ def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
 def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:
     """The part that the student and the run ask for. student: a model, or a teacher in its layout."""
     return {
+        "format": FORMAT,
         "names": [student.names[number] for number in sorted(student.names)],
         "strides": list(student.strides),
         "anchors": [[[round(v, 4) for v in pair] for pair in level] for level in student.anchors.tolist()],

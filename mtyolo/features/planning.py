@@ -1,4 +1,4 @@
-"""What a store will be, before anything is written."""
+"""How features are to be made and kept, and what the store will say of itself."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
 def agreed_manifest(
     extractor: Extractor, splits: Sequence[Split], directory: Path, size: int, options: ExtractOptions
 ) -> Manifest:
-    """The same, beside what the folder holds already. Raises StoreError where that is something else."""
+    """The manifest to write: the planned one, joined with the folder's. Raises StoreError for other features there."""
     manifest = plan_manifest(extractor, splits, size, options)
     if not (directory / MANIFEST).exists():
         return manifest

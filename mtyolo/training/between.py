@@ -1,4 +1,5 @@
-"""What happens around the steps: before a run, at the start of a stage, after an epoch, at the end of a stage."""
+"""What happens between steps: before a run, at the start of a stage, after an epoch, at the end of a stage; and the
+tools that all of it shares with the loop."""
 
 from __future__ import annotations
 

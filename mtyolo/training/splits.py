@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
 from mtyolo.data.sources import read_data
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 

@@ -16,6 +16,7 @@ Results go to a file of JSON lines as they come; what stands there is not run ag
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -35,8 +36,8 @@ from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.evaluation.precision import BoxPrecision
 from mtyolo.evaluation.validate import forward
 from mtyolo.features.dataset import make_store_loader
@@ -144,6 +145,11 @@ def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
     return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
+def fingerprint(name: str, kind: str) -> str:
+    """Tells results of one recipe from those of another."""
+    return hashlib.sha256(json.dumps(stage(METHODS[name], kind), sort_keys=True).encode()).hexdigest()[:8]
+
+
 def run(name: str, seed: int, epochs: int, folder: Path, kind: str) -> dict[str, Any]:
     """One training; its last epoch's metrics."""
     method, started = METHODS[name], time.time()
@@ -228,13 +234,20 @@ def main() -> None:
     kind = options.student
     for seed in range(options.seeds):
         for name in options.methods.split(","):
-            key = {"method": name, "seed": seed, "epochs": options.epochs, "student": kind}
+            key = {
+                "method": name,
+                "seed": seed,
+                "epochs": options.epochs,
+                "student": kind,
+                "recipe": recipe(name, kind),
+            }
             if not any(key.items() <= row.items() for row in rows):
-                rows.append(run(name, seed, options.epochs, options.folder, kind))
+                rows.append(run(name, seed, options.epochs, options.folder, kind) | key)
                 print(rows[-1], flush=True)
                 with results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    print(table([row for row in rows if row["epochs"] == options.epochs and row["student"] == kind]))
+    asked = [row for row in rows if row["epochs"] == options.epochs and row["student"] == kind]
+    print(table([row for row in asked if row.get("recipe") == fingerprint(row["method"], kind)]))
 
 
 if __name__ == "__main__":

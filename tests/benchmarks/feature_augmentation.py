@@ -20,7 +20,7 @@ import yaml
 from mtyolo.api import build, open_model
 from mtyolo.config.data import DataConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.evaluation.validate import validate
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.manifest import DTYPES

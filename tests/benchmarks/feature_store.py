@@ -30,8 +30,8 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.training import LossGains
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.device import find_device
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions

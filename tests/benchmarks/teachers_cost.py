@@ -23,7 +23,7 @@ from mtyolo.config.distill import DistillConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.model import Model
 from mtyolo.structures import Batch
@@ -66,6 +66,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("runs/teachers_cost"), help="cached outputs")
     options = parser.parse_args()
+    teachers = {name: method for name, method in METHODS.items() if method is not None}
+    unknown = [label for label in options.methods.split(",") if label not in teachers]
+    if unknown:
+        parser.error(f"no method with a teacher is called {unknown[0]!r}; there are {', '.join(teachers)}")
     options.folder.mkdir(parents=True, exist_ok=True)
     data = data_file(options.folder)
     split = load_split(data, "train")
@@ -74,10 +78,8 @@ def main() -> None:
     print("| student | teacher's terms | no teacher, s | asked | cached |\n|---|---|---:|---:|---:|")
     for name, model in (("width 0.125", student(data, 0)), ("YOLOv5n", build("yolov5n.yaml", data=data))):
         for label in options.methods.split(","):
-            method = METHODS[label]
-            assert method is not None, "no teacher is what all are compared with"
             folder = options.folder / name / label
-            plain, asked, cached = measure(folder, model, batch, method, options.rounds)
+            plain, asked, cached = measure(folder, model, batch, teachers[label], options.rounds)
             print(f"| {name} | {label} | {plain:.3f} | {asked:.2f} | {cached:.2f} |", flush=True)
 
 

@@ -15,8 +15,8 @@ from mtyolo.config.data import DataConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.formats.masks import rle_area
 from mtyolo.data.images import read_image
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, DataError
 
 SOUND_BOXES = 2

@@ -14,8 +14,8 @@ from PIL import Image
 from mtyolo.config.training import AugmentConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import EpochBatches, collate, make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Batch
 

@@ -10,9 +10,9 @@ import pytest
 from faster_coco_eval.core import mask as rle_codec
 
 from mtyolo.data.images import read_image
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
 from mtyolo.data.shapes import make_shapes
+from mtyolo.data.split import load_split
 from mtyolo.errors import DataError
 
 SIDE = 160

@@ -13,9 +13,9 @@ from PIL import Image
 
 from mtyolo.config.data import DataConfig
 from mtyolo.data.formats.masks import rle_mask
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
 from mtyolo.data.sources import read_data
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, DataError
 
 COCO_FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]

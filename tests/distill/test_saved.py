@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path:
     other = save_weights(tiny_model(seed=2, **BRANCHES), tmp_path / "other.safetensors")
     with pytest.raises(StoreError, match="holds outputs with weights"):
         opened(other, folder)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_files_of_another_format_are_refused(weights: str, tmp_path: Path, alone: bool) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder)
+    card = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps(card | {"format": "mtyolo-teacher/1"}))
+    with pytest.raises(StoreError, match="holds outputs with format mtyolo-teacher/1, this run needs mtyolo-teacher/2"):
+        opened(folder if alone else weights, None if alone else folder)
 
 
 def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.reading import read_yaml
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.errors import DataError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions

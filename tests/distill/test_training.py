@@ -21,7 +21,7 @@ from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Targets

@@ -11,8 +11,8 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle_codec
 
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import ImageRecord, Split
+from mtyolo.data.split import load_split
 from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MaskPrecision
 from mtyolo.evaluation.precision import BoxPrecision, Judge

@@ -13,8 +13,8 @@ import torch
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load
 from mtyolo.data.loader import Dataset, make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.pictures import comparison
 from mtyolo.evaluation.validate import validate

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_features import SIZE, TinyExtractor, make_images
 
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.writer import extract

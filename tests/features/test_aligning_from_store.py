@@ -18,7 +18,7 @@ from mtyolo.adapters.statistics import moments
 from mtyolo.api import build, train
 from mtyolo.cli.main import main
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.manifest import REPLACED

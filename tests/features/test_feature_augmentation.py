@@ -17,8 +17,8 @@ from torch import Tensor
 from mtyolo.config.training import AugmentConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import collate, make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
 from mtyolo.features.augment import FEATURE_DEFAULTS, Picture, arrange, feature_augment, shifted
 from mtyolo.features.dataset import StoreDataset, make_store_loader

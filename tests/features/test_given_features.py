@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_features import make_images
 
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.features.dataset import make_store_loader

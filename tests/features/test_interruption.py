@@ -29,7 +29,7 @@ def test_a_store_killed_at_random_moments_is_byte_identical_once_resumed(tmp_pat
     data = make_images(tmp_path / "data", IMAGES)
     # A server that has imported torch once: each process then starts in milliseconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mtyolo.features.writer", "mtyolo.data.reading"])
+    context.set_forkserver_preload(["mtyolo.features.writer", "mtyolo.data.split"])
     chance, started = random.Random(0), context.Event()
 
     def extraction(folder: Path, seconds: float | None) -> bool:

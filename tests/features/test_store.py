@@ -17,8 +17,8 @@ from tiny_features import SIZE, TinyExtractor, make_images
 
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import Split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions

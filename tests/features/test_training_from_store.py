@@ -15,7 +15,7 @@ from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError, StoreError
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.standin import source_of

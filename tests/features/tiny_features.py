@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from mtyolo.config.model import shipped_configs
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.extractors.base import Extractor
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.writer import extract

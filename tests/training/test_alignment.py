@@ -16,7 +16,7 @@ from mtyolo.config.plan import read_plan
 from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.distill.row_terms import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model

@@ -106,7 +106,7 @@ def test_the_average_does_not_follow_what_a_later_stage_freezes(
 def test_no_gradient_is_computed_below_the_lowest_trained_part(make_model: MakeModel, shapes: Path) -> None:
     from mtyolo.data.dataset import Dataset
     from mtyolo.data.loader import make_loader
-    from mtyolo.data.reading import load_split
+    from mtyolo.data.split import load_split
 
     model = make_model()
     (stage,) = plan_stages(plan_of({"train": ["segment", "detector.neck"]}), TrainConfig(), model)

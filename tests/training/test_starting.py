@@ -12,8 +12,8 @@ import torch
 
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.reading import load_split
 from mtyolo.data.records import ImageRecord, Labels, Problems, Split
+from mtyolo.data.split import load_split
 from mtyolo.model import Model
 from mtyolo.tasks.keypoint.branch import KeypointBranch
 from mtyolo.tasks.keypoint.decode import points_of

@@ -18,7 +18,7 @@ from mtyolo.config.plan import read_plan
 from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
-from mtyolo.data.reading import load_split
+from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.structures import Batch
