@@ -239,7 +239,7 @@ def main() -> None:
                 "seed": seed,
                 "epochs": options.epochs,
                 "student": kind,
-                "recipe": recipe(name, kind),
+                "recipe": fingerprint(name, kind),
             }
             if not any(key.items() <= row.items() for row in rows):
                 rows.append(run(name, seed, options.epochs, options.folder, kind) | key)
