@@ -1,14 +1,12 @@
 """What a teacher is worth to a small student: every method against no teacher, over seeds, equal epochs.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/distillation.py [--epochs 60] [--seeds 3] [--methods none,scaled]
-    … --student lite0
-    … --student lite0-layer4
+    … --student narrow-mosaic | lite0 | lite0-layer4
 
-The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch; or, from a feature store with 8
-views a photo, adapters between an ImageNet EfficientNet-Lite0 and a frozen YOLOv5n, where they replace all that
-the neck takes (`lite0`), or layer 4 alone (`lite0-layer4`). It sees the 80 training photos of coco_mini at 320 pixels.
-The teacher is the official YOLOv5n. Beside the store its outputs are cached; the narrow student's pictures are
-augmented anew each time, in mosaics, too, so there it is asked.
+The student is a YOLOv5n at half its width (0.125; 0.5 million parameters) from scratch, with or without mosaics; or,
+from a feature store with 8 views a photo, adapters between an ImageNet EfficientNet-Lite0 and a frozen YOLOv5n, where
+they replace all that the neck takes (`lite0`), or layer 4 alone (`lite0-layer4`). It sees the 80 training photos of
+coco_mini at 320 pixels. The teacher is the official YOLOv5n, its outputs cached, except of mosaics, which never repeat.
 All read the labels, too; the teachers' terms do not.
 Results go to a file of JSON lines as they come; what stands there is not run again.
 """
@@ -52,6 +50,9 @@ from mtyolo.tasks.select import select
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE, BATCH = 320, 4
+DRAWS = 10
+"""Of the narrow student's augmentation, which then repeat, so that teachers are asked once for each; without a teacher
+they do not."""
 VIEWS = 8
 """Of each photo in the store of the Lite0 student."""
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 0.005}
@@ -68,8 +69,11 @@ FEATURES = {
 }
 
 ENTRIES: dict[str, dict[int, int]] = {"lite0": {4: 8, 6: 16, 9: 32}, "lite0-layer4": {4: 8}}
-STUDENTS = ("narrow", *ENTRIES)
+STUDENTS = ("narrow", "narrow-mosaic", *ENTRIES)
 
+
+CACHE = {"narrow": DRAWS, "narrow-mosaic": False}
+"""Other students look at stored views, of which each is asked for once."""
 
 SIX = [4, 6, 9, 17, 20, 23]
 """What the neck takes, and what it gives."""
@@ -111,7 +115,7 @@ def data_file(folder: Path) -> Path:
 
 def student(data: Path, seed: int, kind: str = "narrow", *, store: Path | None = None) -> Model:
     torch.manual_seed(seed)
-    if kind != "narrow":
+    if kind in ENTRIES:
         return build(lite0_config(kind), data=data, features=store)
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text()) | {"width_multiple": 0.125}
     return build({"detector": {"graph": graph}}, data=data)
@@ -138,10 +142,11 @@ def extracted(data: Path, folder: Path) -> Path:
 
 
 def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
-    recipe = {"name": "train", **RECIPE} | ({} if kind == "narrow" else {"train": ["adapters"]})
+    own: dict[str, dict[str, Any]] = {"narrow": {"augment": {"mosaic": 0}}, "narrow-mosaic": {}}
+    recipe = {"name": "train", **RECIPE, **own.get(kind, {"train": ["adapters"]})}
     if method is None:
         return recipe
-    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": kind != "narrow"} | method
+    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": CACHE.get(kind, True)} | method
     return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
@@ -165,7 +170,7 @@ def run(name: str, seed: int, epochs: int, folder: Path, kind: str) -> dict[str,
         warmup_epochs=1,
     )
     data = data_file(folder)
-    store = None if kind == "narrow" else extracted(data, folder)
+    store = extracted(data, folder) if kind in ENTRIES else None
     model = student(data, seed, kind, store=store)
     with tempfile.TemporaryDirectory() as out:
         done = train(model, data, plan=plan, config=config, out=out, features=store, progress=False)
