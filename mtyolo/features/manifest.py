@@ -129,6 +129,9 @@ def read_manifest(directory: Path | str) -> Manifest:
 
 
 def write_manifest(directory: Path | str, manifest: Manifest) -> None:
+    """By one process of an extraction alone; what it left unfinished when it was killed goes."""
+    for left_over in Path(directory).glob(f".{MANIFEST}.*"):
+        left_over.unlink(missing_ok=True)
     write_whole(Path(directory) / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 

@@ -90,6 +90,14 @@ def test_two_processes_write_the_same_store_as_one(make_store: MakeStore, split:
     assert contents(tmp_path / "two") == contents(one.directory)
 
 
+def test_a_manifest_half_written_by_a_killed_process_goes(make_store: MakeStore, split: Split) -> None:
+    store = make_store()
+    before = contents(store.directory)
+    (store.directory / ".manifest.json.4711").write_bytes(b"{")
+    extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
+    assert contents(store.directory) == before
+
+
 def test_a_second_extraction_writes_nothing(make_store: MakeStore, split: Split) -> None:
     store = make_store()
     before = contents(store.directory)
