@@ -14,6 +14,7 @@ from mtyolo.checkpoint import load
 from mtyolo.config.training import AugmentConfig, LossGains, TrainConfig
 from mtyolo.data.shapes import make_shapes
 from mtyolo.data.split import load_split
+from mtyolo.device import find_device
 from mtyolo.drawing import save_image
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison
@@ -67,8 +68,10 @@ def demonstrate(
 ) -> Demonstration:
     """Draw a data set, train on it with a frozen extractor, judge on pictures that were not trained on.
 
-    out: by default the first of runs/demo, runs/demo2, … that is not there.
+    out: by default the first of runs/demo, runs/demo2, … that is not there. Raises ConfigError for a device that is not
+    there, before anything is drawn.
     """
+    find_device(device)
     out = out or _free_folder()
     say(f"drawing {TRAINING_IMAGES + VALIDATION_IMAGES} pictures with boxes, masks and keypoints …")
     data = make_shapes(out / "shapes", TRAINING_IMAGES, VALIDATION_IMAGES, DRAWN_SIZE, seed)

@@ -130,6 +130,11 @@ def test_device_that_is_not_there_is_named(shapes: Path, capsys: pytest.CaptureF
     assert "auto" in said
 
 
+def test_demo_names_a_wrong_device_before_it_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--device gpu9" in refusal(["demo", "--device", "gpu9", "--out", tmp_path / "demo"], capsys)
+    assert not (tmp_path / "demo").exists()
+
+
 def test_folder_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path / "file", "")
     assert str(file) in refusal(["demo", "--out", file / "demo"], capsys)
