@@ -106,14 +106,16 @@ def train(
     resume: str | Path | None = None,
     features: str | Path | None = None,
     progress: bool = True,
+    trust: bool = False,
 ) -> Run:
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
-    model: or a path, opened for the data. With `resume`, the run's folder knows model and data.
+    model: or a path, opened for the data. With `resume`, the run's folder knows model and data. trust: import
+    `package.module:Class` that a file, or the resumed run, names.
     """
     if isinstance(model, str | Path):
         set_seed((config or TrainConfig()).seed)  # also of fresh adapters and branches
-        model = open_model(model, data=data, features=features)
+        model = open_model(model, data=data, features=features, trust=trust)
     return run_training(
         model,
         data,
@@ -124,6 +126,7 @@ def train(
         features=features,
         judge=Judge(evaluation.validate, comparison),
         progress=progress,
+        trust=trust,
     )
 
 

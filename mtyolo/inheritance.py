@@ -41,6 +41,8 @@ def inherit(path: Path | str, model: Model) -> None:
                 f"{path}: {key} is {list(source[key].shape)}, the model needs {list(tensor.shape)}; {_remedy(part)}"
             )
         tensor.copy_(source[key])
+    if "adapters" in known:
+        model.config = model.config.with_known_adapters()
     if model.config.detector.weights is None:  # what adapters are aligned to
         detector = model.config.detector.model_copy(update={"weights": saved.config.detector.weights})
         model.config = model.config.model_copy(update={"detector": detector})

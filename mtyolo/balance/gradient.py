@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import Aggregator, GradVac
+from torchjd.aggregation import Aggregator, FairGrad, GradVac
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from mtyolo.balance.balancer import weighted_backward
@@ -35,16 +36,36 @@ class GradientBalancer:
         scaled = [loss * (self.weights.get(task, 1.0) * scale) for task, loss in losses.items()]
         # The graph is kept: a loss that reaches deeper than the features, as a teacher's, has gone through it before.
         mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1, retain_graph=True)
-        for feature in features:
-            feature.grad = None  # torch left the tasks' gradients there, one by one
-            feature.jac = feature.jac.float()  # type: ignore[attr-defined]  # some aggregators know no half precision
+        pulling, size = self._prepare(features)
+        if not pulling:
+            return dict.fromkeys(losses, 1.0)
         chosen = jac_to_grad(features, self.aggregator)
-        gradients = [feature.grad * self.factor for feature in features if feature.grad is not None]
+        gradients = [feature.grad * (self.factor * size) for feature in features if feature.grad is not None]
         for feature in features:
             feature.grad = None
         torch.autograd.backward(features, gradients)
-        weights = [float("nan")] * len(losses) if chosen is None else (chosen * self.factor).tolist()
-        return dict(zip(losses, weights, strict=True))
+        if chosen is None:
+            return dict.fromkeys(losses, math.nan)
+        tasks = [*losses]
+        weights = zip(pulling, (chosen * self.factor).tolist(), strict=True)
+        return dict.fromkeys(tasks, 1.0) | {tasks[place]: weight for place, weight in weights}
+
+    def _prepare(self, features: Sequence[Any]) -> tuple[list[int], float]:
+        """Make the features' Jacobians fit for an aggregator. Returns whose rows are left, and their former length.
+
+        Who does not pull on the features is left out, as alignment, which looks at adapters alone: to the shortest
+        combination of gradients a zero is the whole answer. Some aggregators know no half precision; and some take all
+        for zero whose squares add up to less than 1e-4, so that rows are brought to a length of one. Not for FairGrad:
+        its answer does not grow with the gradients.
+        """
+        jacobians = [feature.jac.float() for feature in features]
+        pull = torch.stack([one.flatten(1).any(1) for one in jacobians]).any(0)
+        norms = [float(torch.linalg.vector_norm(one)) for one in jacobians]
+        size = 1.0 if isinstance(self.aggregator, FairGrad) else math.hypot(*norms) or 1.0
+        for feature, jacobian in zip(features, jacobians, strict=True):
+            feature.grad = None  # torch left the tasks' gradients there, one by one
+            feature.jac = jacobian[pull] / size
+        return pull.nonzero().flatten().tolist(), size
 
     def end_epoch(self) -> None:
         pass

@@ -25,7 +25,8 @@ class ScalarBalancer:
     """Losses times weights that a scalarizer of torchjd chooses.
 
     tasks: all that may occur. weights: task -> factor of its loss before that. factor: of the whole; K for methods
-    whose weights add up to one, so that the learning rate keeps its meaning.
+    whose weights add up to one, so that the learning rate keeps its meaning. It works on the CPU, wherever the losses
+    are: they are a few numbers, and a state that is resumed needs no device.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ScalarBalancer:
 
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         present = [task for task in self.tasks if task in losses]
-        chosen = self._choose({task: losses[task].detach() * self.weights.get(task, 1.0) for task in present})
+        chosen = self._choose({task: losses[task].detach().cpu() * self.weights.get(task, 1.0) for task in present})
         weights = {task: float(chosen[task]) * self.factor * self.weights.get(task, 1.0) for task in present}
         return weighted_backward({task: losses[task] for task in present}, weights, scale)
 
@@ -53,7 +54,7 @@ class ScalarBalancer:
         if isinstance(self.scalarizer, FAMO) and self.last:
             # The paper takes the same batch's losses after the step; the next batch's cost no second forward pass.
             self.scalarizer.update(vector)
-        total = self.scalarizer.to(vector.device)(vector)
+        total = self.scalarizer(vector)
         total.backward()
         assert vector.grad is not None
         if self.optimizer is not None:

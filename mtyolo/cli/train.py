@@ -133,7 +133,9 @@ def train(
     chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
     if opened is not None:
         say_without_effect(given, chosen, opened)
-    run = run_training(opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features)
+    run = run_training(
+        opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features, trust=trust
+    )
     say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
 
 
@@ -165,10 +167,10 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
 
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:
-    from mtyolo.device import find_device
     from mtyolo.training.batch_size import fitting_batch
+    from mtyolo.training.processes import over_processes, own_device
 
-    batch = fitting_batch(model, settings.imgsz, find_device(settings.device))
+    batch = over_processes(fitting_batch(model, settings.imgsz, own_device(settings.device)))
     say(f"batch: {batch}")
     return batch
 

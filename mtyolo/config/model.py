@@ -111,6 +111,10 @@ class ModelConfig(Strict):
     names: dict[int, str] | None = None
     """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
 
+    def with_known_adapters(self) -> ModelConfig:
+        """The same where adapters have a start, or have learned: statistics are matched once, before all else."""
+        return self.model_copy(update={"adapters": self.adapters.model_copy(update={"match_statistics": False})})
+
 
 def resolve_beside(name: str, document: Path) -> Path | None:
     """A file named in a YAML file: as given, beside that file, or shipped with mtyolo. None if nowhere."""

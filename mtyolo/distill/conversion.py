@@ -82,6 +82,8 @@ def _family_cells(raw: FamilyOutputs, source: FamilyModel, size: Shape) -> dict[
         rows = raw.rows[:, start : start + height * width].unflatten(1, (1, height, width))
         start += height * width
         boxes, scores, extra = rows.tensor_split((BOX_VALUES, BOX_VALUES + classes), -1)
+        # Heads that give distances as they are may give some below zero: boxes that no anchor can express.
+        boxes = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=0)), -1)
         level = from_scores(boxes, scores)
         if source.has_masks:
             level = level._replace(coefficients=extra)

@@ -12,7 +12,7 @@ from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
 from mtyolo.distill.lessons import Opened, layer_pairs
-from mtyolo.distill.teachers import Lesson, Teacher, layer_of, replaced_layers
+from mtyolo.distill.teachers import Lesson, Teacher, layer_of, neck_of, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
@@ -71,6 +71,11 @@ class GradientTerm(FeatureTerm):
         if not bool(targets.labelled["detect"].any()) or not len(targets.classes):
             return outputs.detect[0].new_zeros(())
         wanted = [seen[pair.student] for pair in self.pairs]
+        if not all(features.requires_grad for features in wanted):
+            raise ConfigError(
+                "distill: features: gradient teaches the layers before the head, of which none trains in this stage; "
+                "let them train, or take another method"
+            )
         loss = detection_loss(model, outputs, targets)
         own = torch.autograd.grad(loss, wanted, create_graph=True)
         student = {pair.student: gradient.float() for pair, gradient in zip(self.pairs, own, strict=True)}
@@ -79,12 +84,12 @@ class GradientTerm(FeatureTerm):
     def _teachers_gradients(self, lesson: Lesson, targets: Targets) -> dict[int, Tensor]:
         source = self._teacher[0].source
         assert isinstance(source, Model)
-        fused = {number: features.detach().requires_grad_() for number, features in lesson.features.items()}
+        neck = neck_of(source)
+        fused = [lesson.features[number].detach().requires_grad_() for number in neck]
         with torch.enable_grad():
-            by_stride = {source.graph.levels[number].stride: features for number, features in fused.items()}
-            maps = source.branches["detect"]({stride: by_stride[stride] for stride in source.strides})
+            maps = source.branches["detect"](dict(zip(source.strides, fused, strict=True)))
             loss = detection_loss(source, Outputs({}, {}, maps), targets)
-        return dict(zip(fused, torch.autograd.grad(loss, list(fused.values()), allow_unused=True), strict=True))
+        return dict(zip(neck, torch.autograd.grad(loss, fused), strict=True))
 
 
 def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:

@@ -188,6 +188,7 @@ def make_distiller(
     for one in config.teachers:
         _check_branches(one, student)
         opened = open_lessons(one, student, imgsz, device)
+        _check_teachers_branches(one, opened, student)
         courses.append(Course(one, opened, make_feature_terms(one, student, opened)))
     points = None if sigmas is None else torch.tensor(sigmas, device=device)
     return Distiller(config, courses, student, points).to(device)
@@ -203,13 +204,35 @@ def _check_branches(config: TeacherConfig, student: Model) -> None:
             )
 
 
+def _check_teachers_branches(config: TeacherConfig, opened: Opened, student: Model) -> None:
+    if opened.teacher is None:
+        return  # the card of saved outputs says what they hold
+    for term in config.output:
+        branch = BRANCH_OF.get(term, "detect")
+        if branch not in opened.teacher.tasks:
+            raise ConfigError(
+                f"teacher {config.weights}: has no {branch} branch to teach {term} with, only "
+                f"{', '.join(opened.teacher.tasks)}; leave the term out, or name another teacher for it"
+            )
+        if branch == "keypoint" and opened.teacher.keypoints != student.keypoints:
+            raise ConfigError(
+                f"teacher {config.weights}: knows {opened.teacher.keypoints} points, the student {student.keypoints}; "
+                "keypoints are taught point by point: leave the term out"
+            )
+
+
 def _names(courses: Sequence[Course]) -> list[list[str]]:
-    """distill.<term>; with the teacher's name behind it where several teach the same."""
+    """distill.<term>; with the teacher's name behind it where several teach the same, and a number where that is not
+    enough."""
     counts = Counter(term for course in courses for term in course.terms)
-    return [
-        [f"distill.{term}" if counts[term] == 1 else f"distill.{term}.{course.name}" for term in course.terms]
-        for course in courses
-    ]
+    met: Counter[str] = Counter()
+
+    def name(term: str, course: Course) -> str:
+        found = f"distill.{term}" if counts[term] == 1 else f"distill.{term}.{course.name}"
+        met[found] += 1
+        return found if met[found] == 1 else f"{found}.{met[found]}"
+
+    return [[name(term, course) for term in course.terms] for course in courses]
 
 
 __all__ = ["Course", "Distiller", "make_distiller"]

@@ -68,7 +68,8 @@ PATIENCE = 3
 
 class ThreeTimesRule:
     """Halves the learning rate after an epoch whose distillation loss exceeds three times the teacher's own task loss
-    on the same batches: the student is too far away to follow at this pace."""
+    on the same batches: the student is too far away to follow at this pace. Without labels there is no such loss, and
+    nothing is halved."""
 
     def __init__(self) -> None:
         self.factor = 1.0
@@ -82,7 +83,7 @@ class ThreeTimesRule:
 
     def end_epoch(self) -> None:
         self.since += 1
-        if self.distilled > TOO_MUCH * self.teachers and self.since > PATIENCE:
+        if self.distilled > TOO_MUCH * self.teachers > 0 and self.since > PATIENCE:
             self.factor *= LESS
             self.since = 0
         self.distilled = self.teachers = 0.0

@@ -20,7 +20,13 @@ from mtyolo.graph.official import read_pickled
 BOX_VALUES = 4
 """x, y, width, height; then classes: these heads have no objectness."""
 
-NETWORKS = {"Detect": "DetectionModel", "Segment": "SegmentationModel", "Pose": "PoseModel"}
+NETWORKS = {
+    "Detect": "DetectionModel",
+    "Segment": "SegmentationModel",
+    "Segment26": "SegmentationModel",
+    "Pose": "PoseModel",
+    "Pose26": "PoseModel",
+}
 """Class of the head -> class of the whole model."""
 
 HARMLESS_ACTIVATION = re.compile(r"(torch\.)?nn\.[A-Z]\w*\([\w=., ]*\)")

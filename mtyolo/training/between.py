@@ -69,6 +69,7 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     stands still where the stage is frozen."""
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
         match(state.model, work, tools)
+        state.adapters_are_known()
         state.ema.settle(state.model, state.model.state_dict())
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
@@ -99,7 +100,7 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
     config, position = tools.config, state.position
     position.epoch, position.batch = position.epoch + 1, 0
     row: Row = {"epoch": stage.first_epoch + position.epoch, "stage": stage.name}
-    row |= mean_over_processes(state.means.means(), tools.accelerator.device)
+    row |= mean_over_processes(state.means.means())
     state.means = Means()
     work.balancer.end_epoch()
     if not tools.accelerator.is_main_process:

@@ -58,3 +58,9 @@ class NonFiniteGuard:
 
     def accept(self) -> None:
         self.in_a_row = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, scales: Mapping[str, float], config: TrainC
     ]
     if kind == "adamw":
         return AdamW(described, lr=config.lr, betas=(config.momentum, 0.999))
-    return SGD(described, lr=config.lr, momentum=config.momentum, nesterov=True)
+    return SGD(described, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def set_rates(optimizer: Optimizer, step: int, steps: int, warmup: int, lr: float, config: TrainConfig) -> float:
@@ -40,7 +40,8 @@ def set_rates(optimizer: Optimizer, step: int, steps: int, warmup: int, lr: floa
     """
     rate = lr * rate_factor(step, steps, warmup, config.final_lr)
     ramp = min(1.0, step / warmup) if warmup else 1.0
-    momentum = WARMUP_MOMENTUM + (config.momentum - WARMUP_MOMENTUM) * ramp
+    start = min(WARMUP_MOMENTUM, config.momentum)
+    momentum = start + (config.momentum - start) * ramp
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
         if "momentum" in group:

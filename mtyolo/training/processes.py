@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import distributed, nn
 
 from mtyolo.config.training import TrainConfig
 from mtyolo.device import find_device
 from mtyolo.errors import ConfigError
+
+Value = TypeVar("Value")
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -25,15 +29,14 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     if missing:
         raise ConfigError(f"trackers: {missing} is not installed; pip install {missing}, or leave it out")
     device = find_device(config.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)
     chosen = config.precision
     if chosen == "auto":
         chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if chosen == "fp16" and device.type == "cpu":
         raise ConfigError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    # accelerate keeps one precision a process; a second run in the same process may want another.
+    # accelerate keeps one precision and device a process; a second run in the same process may want others.
     AcceleratorState._reset_state()
+    own_device(config.device)
     accelerator = Accelerator(
         mixed_precision="no" if chosen == "fp32" else chosen,
         cpu=device.type == "cpu",
@@ -44,6 +47,22 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     if config.trackers:
         accelerator.init_trackers("mtyolo")
     return accelerator
+
+
+def own_device(word: str) -> torch.device:
+    """This process's device, of those that a word from the command line means; joins the others that a launcher
+    started."""
+    device = find_device(word)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+    if processes() == 1:
+        PartialState._reset_state()
+    return PartialState(cpu=device.type == "cpu").device
+
+
+def over_processes(batch: int) -> int:
+    """From a batch that fits each process to the one that they share: what fits the least of them, in all."""
+    return min(_from_all(batch)) * processes()
 
 
 SLOW_BF16 = ("NO AVX", "AVX2")
@@ -95,13 +114,20 @@ def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return (counts > 0).tolist()
 
 
-def mean_over_processes(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Values that every process has under the same names, averaged."""
+def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
+    """Averaged over the processes that have them: a rare task may have been absent in one."""
+    found = _from_all(dict(values))
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: fmean(one[name] for one in found if name in one) for name in names}
+
+
+def _from_all(value: Value) -> list[Value]:
+    """What each process has."""
     if processes() == 1:
-        return dict(values)
-    means = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    distributed.all_reduce(means)
-    return dict(zip(values, (means / processes()).tolist(), strict=True))
+        return [value]
+    found = [value] * processes()
+    distributed.all_gather_object(found, value)
+    return found
 
 
 def processes() -> int:

@@ -54,7 +54,7 @@ def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Sta
     stages: list[Stage] = []
     for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
         trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
-        frozen = tuple(_prefixes(model, stage.freeze))
+        frozen = tuple(_prefixes(model, [*stage.freeze, *_without_lessons(model, stage)]))
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
@@ -115,6 +115,13 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
             inside = [prefix for prefix in factors if _covers(prefix, name)]
             scales[name] = factors[max(inside, key=len)] if inside else 1.0
     return scales
+
+
+def _without_lessons(model: Model, stage: StageConfig) -> list[str]:
+    """Branches of tasks that do not count: nothing would tell them where to go when their norms drift."""
+    if stage.tasks is None or stage.distill is not None:  # teachers may teach what labels do not
+        return []
+    return [task for task in model.tasks if task not in stage.tasks]
 
 
 def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:

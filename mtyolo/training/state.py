@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mtyolo.errors import CheckpointError
@@ -26,6 +26,11 @@ class RunState:
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
+
+    def adapters_are_known(self) -> None:
+        """Neither this run, resumed, nor a later one from its weights is to match their statistics again."""
+        self.model.config = self.model.config.with_known_adapters()
+        self.settings = replace(self.settings, model=self.model.config.model_dump_json(exclude_none=True))
 
     def save(self, work: StageWork | None) -> None:
         """Write everything to the run's folder. work: None between stages."""

@@ -22,6 +22,7 @@ from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, en
 from mtyolo.training.checkpoints import read_state
 from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge
+from mtyolo.training.objectives import Losses
 from mtyolo.training.optimizer import clip_gradients, set_rates
 from mtyolo.training.processes import any_process, copy_from_first, make_accelerator, sum_gradients
 from mtyolo.training.progress import Display
@@ -49,19 +50,21 @@ def train(
     features: str | Path | None = None,
     judge: Judge | None = None,
     progress: bool = True,
+    trust: bool = False,
 ) -> Run:
     """Train a model by a plan.
 
     plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
-    features: a store to take features from in place of images. judge: how to validate; without, nothing is.
+    features: a store to take features from in place of images. judge: how to validate; without, nothing is. trust: a
+    resumed run may import `package.module:Class` that its model names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
     saved = read_state(resume) if resume is not None else None
     settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
     config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
     if model is None:
-        model = saved_model(settings, saved)
+        model = saved_model(settings, saved, trust=trust)
     splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
     accelerator = make_accelerator(config, folder := run_folder(out, resume))
@@ -80,12 +83,12 @@ def train(
     return state.run
 
 
-def saved_model(settings: Settings, saved: dict[str, Any] | None) -> Model:
+def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool = False) -> Model:
     """The model of a run that is resumed, still without its weights."""
     config = ModelConfig.model_validate_json(settings.model)
     inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
     given = stand_in(settings.features) if settings.features and not inside else None
-    return assemble(config, weights=False, stand_in=given)
+    return assemble(config, weights=False, stand_in=given, trust=trust)
 
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
@@ -110,13 +113,19 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         else:
             begin_stage(state, stage, work, tools)
         saved = None
-        while state.position.epoch < stage.epochs and not state.run.is_stale(stage, tools.config.patience):
+        while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
             train_epoch(state, stage, work, tools)
             end_epoch(state, stage, work, tools)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
     tools.accelerator.end_training()
+
+
+def ends_early(state: RunState, stage: Stage, tools: Tools) -> bool:
+    """Has the stage gone on for too long without a better fitness? Only the first process knows what was validated."""
+    stale = state.run.is_stale(stage, tools.config.patience)
+    return any_process([stale], tools.accelerator.device)[0]
 
 
 def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
@@ -133,9 +142,11 @@ def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
         tools.display.batch_done()
         due = time.monotonic() - saved_at > SAVE_SECONDS
         if (stopping or due) and work.between_steps(position):
-            state.save(work)
+            if tools.accelerator.is_main_process:
+                state.save(work)
             saved_at = time.monotonic()
             if stopping:
+                tools.accelerator.wait_for_everyone()  # a launcher ends all processes with the first
                 raise Interrupted(state.run.out, tools.stop.signal_number)
 
 
@@ -148,21 +159,29 @@ def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) 
     bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator.device)
     if bad:
         work.guard.skip(batch, losses.tasks)
-    elif losses.tasks:
-        factor = work.gradient_factor(losses, len(batch.indices), tools.accelerator.num_processes)
-        weights = work.balancer.backward(losses.tasks, losses.shared, factor)
+    else:
         state.means.add(losses.tasks | losses.components, prefix="loss/")
-        state.means.add(weights, prefix="weight/")
+        state.means.add(backward(work, losses, len(batch.indices), tools), prefix="weight/")
     if work.ends_step(state.position.batch):
         optimiser_step(state, work, batch, tools)
     return stopping
 
 
+def backward(work: StageWork, losses: Losses, images: int, tools: Tools) -> dict[str, float]:
+    """Add the balanced gradient. Returns the tasks' weights."""
+    # Without tasks that say nothing in this batch, as keypoints without people: zero would unsettle balancers.
+    found = {task: loss for task, loss in losses.tasks.items() if float(loss.detach()) > 0}
+    if not found:
+        return {}
+    factor = work.gradient_factor(losses, images, tools.accelerator.num_processes)
+    return work.balancer.backward(found, losses.shared, factor)
+
+
 def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> None:
     """Sum over processes, clip, step, average."""
     if any(parameter.grad is not None for parameter in work.parameters):
+        sum_gradients(work.parameters)  # first: what is infinite in one process is so in all
         work.scaler.unscale_(work.optimizer)
-        sum_gradients(work.parameters)
         norm = clip_gradients(work.parameters, tools.config)
         # In half precision an infinite gradient is the scaler's affair: it skips the step and lowers its scale.
         if norm.isfinite() or work.scaler.is_enabled():

@@ -27,6 +27,7 @@ from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import Losses, Objective, TasksObjective
 from mtyolo.training.optimizer import make_optimizer
+from mtyolo.training.processes import copy_from_first
 from mtyolo.training.stages import Stage, lr_scales
 from mtyolo.training.stored import training_batches
 
@@ -74,8 +75,13 @@ class StageWork:
         return position.epoch * self.steps_per_epoch + position.batch // self.accumulate
 
     def gradient_factor(self, losses: Losses, images: int, processes: int) -> float:
-        """From a loss per image to its part in the step's gradient, which is a sum over processes and batches."""
-        return float(images) if losses.sums_images else 1 / (processes * self.accumulate)
+        """From a loss per image to its part in the step's gradient, which is a sum over processes and batches; in half
+        precision times the scaler's."""
+        factor = float(images) if losses.sums_images else 1 / (processes * self.accumulate)
+        if not self.scaler.is_enabled():
+            return factor
+        device = next(iter(losses.tasks.values())).device
+        return factor * float(self.scaler.scale(torch.ones((), device=device)))
 
     def between_steps(self, position: Position) -> bool:
         """Is no gradient waiting for further batches?"""
@@ -89,10 +95,11 @@ class StageWork:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
+            if name in state:  # earlier versions kept fewer
+                part.load_state_dict(state[name])
 
     def _stateful(self) -> dict[str, Any]:
-        parts = {"balancer": self.balancer, "optimizer": self.optimizer, "scaler": self.scaler}
+        parts = {"balancer": self.balancer, "optimizer": self.optimizer, "scaler": self.scaler, "guard": self.guard}
         return parts if self.distiller is None else parts | {"distiller": self.distiller.progress}
 
 
@@ -111,7 +118,10 @@ def make_work(
     split = without_labels(split) if alone else split
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
     distiller = stage_distiller(stage, model, split, config, store, accelerator)
-    learned = list(distiller.parameters()) if distiller is not None else []
+    learned = []
+    if distiller is not None:
+        copy_from_first(distiller.learned)
+        learned = list(distiller.parameters())
     tasks = () if alone else _tasks(stage, model, split)
     objective, losses = _objective(stage, model, tasks, split, config, distiller, store, accelerator)
     if stage.config.weight_decay is not None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtyolo.data.shapes import make_shapes
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
@@ -25,3 +27,9 @@ def pictures(test_data: Path) -> Tensor:
     """[2, 3, 320, 320] uint8: two letterboxed photos."""
     with np.load(test_data / "reference" / "yolov5n_loss_reference.npz") as reference:
         return torch.from_numpy(reference["images"][:2])
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file: drawn creatures of 64 pixels with boxes, masks and points."""
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=6, val=4, size=64)

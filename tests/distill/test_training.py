@@ -177,6 +177,7 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
         ({"output": {"masks": 1}}, PLAIN, "masks teaches the student's segment branch, which it does not have"),
         ({"features": [{"method": "cwd", "layers": [99]}]}, PLAIN, "layer 99 is not built in this model"),
         ({"features": [{"method": "cwd", "levels": [1, 2]}]}, PLAIN, "cwd has 2 levels, but 3 layers; give one each"),
+        ({"features": [{"method": "gradient"}]}, PLAIN | {"train": ["detect"]}, "of which none trains in this stage"),
     ],
 )
 def test_what_can_not_work_is_refused_before_training(
@@ -184,6 +185,46 @@ def test_what_can_not_work_is_refused_before_training(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         distilled(weights, data, tmp_path / "run", stage=stage, **options)
+
+
+@pytest.mark.parametrize(
+    ("term", "tasks", "message"),
+    [
+        ("masks", {"segment": {"prototypes": 4, "channels": 8}}, "has no segment branch to teach masks with, only det"),
+        ("keypoints", {"keypoint": {"points": 5}}, "knows 2 points, the student 5"),
+    ],
+)
+def test_what_a_teacher_does_not_know_is_refused_before_training(
+    term: str, tasks: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    teacher = save_weights(tiny_model(keypoint={}), tmp_path / "teacher.safetensors")
+    config = DistillConfig.model_validate({"teachers": [{"weights": str(teacher), "output": {term: 1.0}}]})
+    with pytest.raises(ConfigError, match=message):
+        make_distiller(config, tiny_model(points=5, **tasks), imgsz=SIZE, device=torch.device("cpu"))
+
+
+def test_terms_of_one_name_are_told_apart(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    twice = [{"method": "relative", "layers": [17]}, {"method": "relative", "layers": [20]}]
+    teachers = {"teachers": [{"weights": weights, "features": twice}, {"weights": weights, "output": {"scaled": 1.0}}]}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=3, workers=0, device="cpu")
+    plan = {"stages": [{"name": "d", "distill": teachers, **PLAIN}]}
+    row = train(tiny_model(), data, plan=plan, config=config, out=tmp_path / "run", progress=False).results[-1]
+    names = ["distill.relative.teacher", "distill.relative.teacher.2", "distill.scaled"]
+    assert [name for name in row if name.startswith("loss/distill.")] == [f"loss/{name}" for name in names]
+    assert row["loss/distill"] == pytest.approx(sum(float(row[f"loss/{name}"] or 0) for name in names), rel=1e-4)
+
+
+def test_gradient_pairs_the_heads_layers_beside_terms_on_deeper_ones(
+    weights: str, data: DataConfig, tmp_path: Path
+) -> None:
+    terms = [{"method": "relative", "layers": [4, 6, 9]}, {"method": "gradient"}]
+    options: dict[str, Any] = {"features": terms, "cache": True, "folder": str(tmp_path / "lessons"), "epochs": 1}
+    found = []
+    for place in ("asked", "cached"):  # what comes from the disk comes in another order
+        found.append(distilled(weights, data, tmp_path / place, **options).results[-1]["loss/distill.gradient"])
+    alone = distilled(weights, data, tmp_path / "alone", features=[terms[1]], epochs=1)
+    assert alone.results[-1]["loss/distill.gradient"] == pytest.approx(found[0], rel=0.05)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_gradients_need_a_teacher_with_a_head_of_its_own(weights: str, data: DataConfig, tmp_path: Path) -> None:

@@ -85,3 +85,13 @@ def test_training_from_features_on_the_command_line(files: list[str], tmp_path: 
     options = ["--epochs", "1", "--batch", "4", "--out", str(tmp_path / "run")]
     assert main(["train", *files, "--features", store, *options]) == 0
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_run_with_an_extractor_of_ones_own_is_resumed_with_trust(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", *files, "--epochs", "1", "--batch", "4", "--workers", "0", "--out", out]) == 0
+    assert main(["train", "--resume", out]) == 2
+    assert "--trust" in capsys.readouterr().err
+    assert main(["train", "--resume", out, "--trust"]) == 0

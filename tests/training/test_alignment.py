@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from mtyolo.api import build
+from mtyolo.checkpoint import load
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
@@ -201,6 +203,27 @@ def test_matched_adapters_start_closer(weights: Path, coloured: Path, tmp_path: 
             return float(next(csv.DictReader(file))["loss/align.8"])
 
     assert first_error(True) < 0.8 * first_error(False)
+
+
+def test_adapters_that_have_learned_are_not_matched_again(weights: Path, coloured: Path, tmp_path: Path) -> None:
+    model = lite(weights, match_statistics=True, data=coloured)
+    align(model, coloured, tmp_path / "run", lr=1e-9)
+    last = load(tmp_path / "run" / "last.safetensors")
+    file = {
+        "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
+        "adapters": {"type": "conv", "match_statistics": True},
+        "detector": {"graph": "yolov5n.yaml", "weights": str(weights)},
+    }
+    inherited = build(file, data=coloured, weights=tmp_path / "run" / "last.safetensors")
+    for number, again in enumerate((last, inherited)):
+        assert again.config.adapters.match_statistics is False
+        before = {name: tensor.clone() for name, tensor in again.state_dict().items() if name.startswith("adapters.")}
+        align(again, coloured, tmp_path / f"again{number}", lr=1e-12)
+        for name, tensor in before.items():
+            if "running" not in name and "num_batches" not in name:
+                torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    resumable = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["settings"]["model"]
+    assert json.loads(resumable)["adapters"]["match_statistics"] is False
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.processes import precision_warning
+from mtyolo.training.processes import make_accelerator, over_processes, precision_warning
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
@@ -98,7 +99,7 @@ def test_two_processes_give_the_losses_of_one_with_the_whole_batch(script: Path,
 COPYING = """
 import sys, torch
 from torch import distributed, nn
-from mtyolo.training.processes import copy_from_first
+from mtyolo.training.processes import copy_from_first, mean_over_processes, over_processes
 place, rank = sys.argv[1], int(sys.argv[2])
 distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=2)
 torch.manual_seed(rank)
@@ -107,6 +108,9 @@ module(torch.randn(2, 3, 8, 8))
 if rank == 0:
     torch.save(module.state_dict(), f"{place}/first.pt")
 copy_from_first(module)
+assert over_processes(6 + 2 * rank) == 12, "what fits the least of them, in all"
+means = mean_over_processes({"loss/detect": 1.0 + rank} | ({} if rank == 0 else {"weight/keypoint": 5.0}))
+assert means == {"loss/detect": 1.5, "weight/keypoint": 5.0}
 torch.save(module.state_dict(), f"{place}/{rank}.pt")
 distributed.destroy_process_group()
 """
@@ -172,6 +176,14 @@ def test_bf16_and_accumulated_steps_train(
     assert model.state_dict()["graph.layers.0.conv.weight"].dtype == torch.float32
     epochs = torch.load(run.out / "state.pt", weights_only=True)["ema"]["n_averaged"]
     assert int(epochs) == 2, "three batches are two steps"
+
+
+def test_a_second_run_in_a_process_may_take_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_accelerator(TrainConfig(device="cpu"), tmp_path)
+    monkeypatch.setattr("mtyolo.training.processes.find_device", lambda word: torch.device("meta"))
+    monkeypatch.setattr(PartialState, "default_device", torch.device("meta"))
+    assert make_accelerator(TrainConfig(device="meta"), tmp_path).device.type == "meta"
+    assert over_processes(7) == 7
 
 
 @pytest.mark.parametrize(

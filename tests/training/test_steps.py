@@ -120,6 +120,9 @@ def test_a_skipped_batch_leaves_the_statistics_as_they_were(make_model: MakeMode
     guard.skip(batch, {"detect": torch.tensor(math.nan)})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert guard.skipped == 1
+    resumed = NonFiniteGuard(model, guard.records)
+    resumed.load_state_dict(guard.state_dict())
+    assert (resumed.skipped, resumed.in_a_row) == (1, 1)
 
 
 def test_norms_and_biases_do_not_decay(make_model: MakeModel) -> None:

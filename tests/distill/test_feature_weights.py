@@ -1,0 +1,116 @@
+"""What a plan says about features arrives in the terms: methods, layers, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shape_runs import distiller_of, shape_batch, shape_model, teacher_file
+from torch import Tensor
+
+from mtyolo.distill.feature_terms import detection_loss
+from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
+from mtyolo.distill.objective import Distiller
+from mtyolo.distill.teachers import recording
+from mtyolo.model import Model
+from mtyolo.structures import Batch
+
+P3, P4, P5 = 17, 20, 23
+"""Layers before the head of the official graph."""
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    """As wide as the student, so that nothing is projected."""
+    return teacher_file(tmp_path)
+
+
+@pytest.fixture
+def student() -> Model:
+    return shape_model()
+
+
+@pytest.fixture
+def batch(shapes: Path) -> Batch:
+    return shape_batch(shapes)
+
+
+def distiller_with(weights: str, student: Model, features: Any) -> Distiller:
+    torch.manual_seed(0)
+    return distiller_of(student, {"weights": weights, "features": features})
+
+
+def terms_of(distiller: Distiller, student: Model, batch: Batch) -> dict[str, float]:
+    assert batch.images is not None
+    torch.manual_seed(0)  # mgd hides at random
+    with distiller.watching() as seen:
+        outputs = student(batch.images.float() / 255)
+    found = distiller(student, outputs, seen, batch.images, batch.targets)
+    return {name: float(value.detach()) for name, value in found.items()}
+
+
+def neck_of(model: Model, batch: Batch) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Layer -> what it gives, and the gradient of the detection loss there."""
+    assert batch.images is not None
+    with recording({number: model.graph.layers[str(number)] for number in (P3, P4, P5)}) as seen:
+        outputs = model(batch.images.float() / 255)
+    loss = detection_loss(model, outputs, batch.targets)
+    gradients = torch.autograd.grad(loss, [seen[number] for number in (P3, P4, P5)])
+    return seen, dict(zip((P3, P4, P5), gradients, strict=True))
+
+
+def test_per_level_is_values_and_places_at_p3_gradients_at_p4_and_channels_at_p5(
+    weights: str, student: Model, batch: Batch
+) -> None:
+    distiller = distiller_with(weights, student, "per-level")
+    teacher = distiller.courses[0].opened.teacher
+    assert teacher is not None
+    assert isinstance(teacher.source, Model)
+    own, own_gradients = neck_of(student, batch)
+    theirs, their_gradients = neck_of(teacher.source.requires_grad_(True), batch)
+    teacher.source.requires_grad_(False)
+
+    def distance(method: str, first: dict[int, Tensor], second: dict[int, Tensor], layer: int) -> float:
+        channels = first[layer].shape[1]
+        return float(FEATURE_LOSSES[method](channels, channels)(first[layer], second[layer]).detach())
+
+    expected = {
+        "distill.fitnets": 0.4 * distance("fitnets", own, theirs, P3),
+        "distill.spatial": 0.4 * PUBLISHED_WEIGHTS["spatial"] * distance("spatial", own, theirs, P3),
+        "distill.gradient": 0.3 * distance("gradient", own_gradients, their_gradients, P4),
+        "distill.channel": 0.3 * distance("channel", own, theirs, P5),
+    }
+    assert all(value > 0 for value in expected.values())
+    assert terms_of(distiller, student, batch) == pytest.approx(expected, rel=1e-3)
+
+
+def test_per_level_looks_at_no_layer_that_weighs_nothing(weights: str, student: Model) -> None:
+    (course,) = distiller_with(weights, student, "per-level").courses
+    found = {term.name: [(pair.student, pair.teacher) for pair in term.pairs] for term in course.features}
+    assert found == {"fitnets": [(P3, P3)], "spatial": [(P3, P3)], "gradient": [(P4, P4)], "channel": [(P5, P5)]}
+
+
+@pytest.mark.parametrize("method", FEATURE_LOSSES)
+def test_a_loss_is_linear_in_its_weight(method: str, weights: str, student: Model, batch: Batch) -> None:
+    def loss(**options: Any) -> float:
+        distiller = distiller_with(weights, student, [{"method": method, **options}])
+        return terms_of(distiller, student, batch)[f"distill.{method}"]
+
+    one = loss(weight=1)
+    assert one > 0
+    assert loss(weight=2.5) == pytest.approx(2.5 * one, rel=1e-3)
+    assert loss() == pytest.approx(PUBLISHED_WEIGHTS[method] * one, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", sorted(FEATURE_LOSSES.keys() - {"mgd"}))
+def test_a_loss_is_linear_in_the_weights_of_its_levels(method: str, weights: str, student: Model, batch: Batch) -> None:
+    """Not of mgd, which hides other positions where levels are left out."""
+
+    chosen = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0.4, 2, 0.3)]
+    terms = [{"method": method, "weight": 1, "levels": levels} for levels in chosen]
+    *alone, together, weighted = terms_of(distiller_with(weights, student, terms), student, batch).values()
+    assert len({round(value, 9) for value in alone}) == 3, "levels differ"
+    assert together == pytest.approx(sum(alone), rel=1e-3)
+    assert weighted == pytest.approx(0.4 * alone[0] + 2 * alone[1] + 0.3 * alone[2], rel=1e-3)
