@@ -58,6 +58,7 @@ class TrainConfig(Strict):
     ema_decay: Fraction = 0.9999
     clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
     clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Clip each gradient to ± this, before the norm; published recipes of distillation take 1.0."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Positive = 1
     patience: Positive | None = None
