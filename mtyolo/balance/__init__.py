@@ -60,9 +60,9 @@ def make_balancer(word: str, tasks: Sequence[str], weights: Mapping[str, float] 
     try:
         if word in SCALARIZERS:
             make_scalarizer, sums_to_one = SCALARIZERS[word]
-            return ScalarBalancer(make_scalarizer(count), tasks, weights, factor=count if sums_to_one else 1)
+            return ScalarBalancer(make_scalarizer(count), tasks, weights, averages=sums_to_one)
         make_aggregator, averages = AGGREGATORS[word]
-        return GradientBalancer(make_aggregator(), weights, factor=count if averages else 1)
+        return GradientBalancer(make_aggregator(), weights, averages=averages)
     except ImportError as error:
         raise ConfigError(f"balance: {word}: pip install 'mtyolo[balance]'; {error}") from None
 

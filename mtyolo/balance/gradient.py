@@ -22,10 +22,12 @@ class GradientBalancer:
     trains there is nothing to reconcile: the sum is taken.
     """
 
-    def __init__(self, aggregator: Aggregator, weights: Mapping[str, float], factor: float = 1.0) -> None:
+    def __init__(self, aggregator: Aggregator, weights: Mapping[str, float], *, averages: bool = False) -> None:
+        """averages: is the aggregator's answer as long as a mean, not a sum? Then it is made as long as the sum."""
         self.aggregator = aggregator
         self.weights = dict(weights)
-        self.factor = factor
+        self.averages = averages
+        self.similarities: dict[str, Tensor] = {}
 
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         features = [feature for feature in shared if feature.requires_grad]
@@ -36,49 +38,77 @@ class GradientBalancer:
         scaled = [loss * (self.weights.get(task, 1.0) * scale) for task, loss in losses.items()]
         # The graph is kept: a loss that reaches deeper than the features, as a teacher's, has gone through it before.
         mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1, retain_graph=True)
-        pulling, size = self._prepare(features)
+        jacobians, pulling = _rows(features)
         if not pulling:
             return dict.fromkeys(losses, 1.0)
+        tasks = [list(losses)[number] for number in pulling]
+        gradients, chosen = self._aggregated(features, jacobians, tasks, scale)
+        torch.autograd.backward(features, [one.to(into.dtype) for one, into in zip(gradients, features, strict=True)])
+        found = [math.nan] * len(tasks) if chosen is None else chosen.tolist()
+        return dict.fromkeys(losses, math.nan if chosen is None else 1.0) | dict(zip(tasks, found, strict=True))
+
+    def _aggregated(
+        self, features: Sequence[Any], jacobians: Sequence[Tensor], tasks: Sequence[str], scale: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """One gradient for each feature, and the tasks' weights in it, where the aggregator has some."""
+        size = self._size(jacobians, scale)
+        if not math.isfinite(size):  # half precision's scale is too large, or training diverges: others see to that
+            return [rows.sum(0) for rows in jacobians], None
+        for feature, rows in zip(features, jacobians, strict=True):
+            feature.jac = rows / size
+        self._recall(tasks)
         chosen = jac_to_grad(features, self.aggregator)
-        gradients = [feature.grad * (self.factor * size) for feature in features if feature.grad is not None]
+        self._keep(tasks)
+        factor = len(tasks) if self.averages else 1
+        gradients = [feature.grad.float() * (factor * size) for feature in features]
         for feature in features:
             feature.grad = None
-        torch.autograd.backward(features, gradients)
-        if chosen is None:
-            return dict.fromkeys(losses, math.nan)
-        tasks = [*losses]
-        weights = zip(pulling, (chosen * self.factor).tolist(), strict=True)
-        return dict.fromkeys(tasks, 1.0) | {tasks[place]: weight for place, weight in weights}
+        return gradients, None if chosen is None else chosen * factor
 
-    def _prepare(self, features: Sequence[Any]) -> tuple[list[int], float]:
-        """Make the features' Jacobians fit for an aggregator. Returns whose rows are left, and their former length.
+    def _size(self, jacobians: Sequence[Tensor], scale: float) -> float:
+        """What to divide the rows by, and the answer to multiply with: their root mean square.
 
-        Who does not pull on the features is left out, as alignment, which looks at adapters alone: to the shortest
-        combination of gradients a zero is the whole answer. Some aggregators know no half precision; and some take all
-        for zero whose squares add up to less than 1e-4, so that rows are brought to a length of one. Not for FairGrad:
-        its answer does not grow with the gradients.
+        Some aggregators take all for zero whose squares add up to less than 1e-4, and half precision knows no small
+        numbers. FairGrad's answer does not grow with the gradients: it is given them as they are without `scale`.
         """
-        jacobians = [feature.jac.float() for feature in features]
-        pull = torch.stack([one.flatten(1).any(1) for one in jacobians]).any(0)
-        norms = [float(torch.linalg.vector_norm(one)) for one in jacobians]
-        size = 1.0 if isinstance(self.aggregator, FairGrad) else math.hypot(*norms) or 1.0
-        for feature, jacobian in zip(features, jacobians, strict=True):
-            feature.grad = None  # torch left the tasks' gradients there, one by one
-            feature.jac = jacobian[pull] / size
-        return pull.nonzero().flatten().tolist(), size
+        norm = math.hypot(*(float(torch.linalg.vector_norm(rows)) for rows in jacobians))
+        if isinstance(self.aggregator, FairGrad) and math.isfinite(norm):
+            return scale
+        return norm / math.sqrt(sum(rows.numel() for rows in jacobians))
+
+    def _recall(self, tasks: Sequence[str]) -> None:
+        """GradVac remembers how alike pairs of tasks are, by their numbers: for each set of tasks that met."""
+        if isinstance(self.aggregator, GradVac):
+            weighting: Any = self.aggregator.gramian_weighting
+            known = self.similarities.get(",".join(tasks))
+            weighting._phi_t = known
+            weighting._state_key = None if known is None else (len(known), known.dtype)
+
+    def _keep(self, tasks: Sequence[str]) -> None:
+        if isinstance(self.aggregator, GradVac):
+            kept = self.aggregator.gramian_weighting._phi_t
+            assert kept is not None
+            self.similarities[",".join(tasks)] = kept
 
     def end_epoch(self) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:
-        if isinstance(self.aggregator, GradVac):
-            # Not `aggregator.state_dict()`: a fresh one has no place for the buffer yet, and refuses it.
-            return {"similarities": self.aggregator.gramian_weighting._phi_t}
-        return {}
+        return {"similarities": {tasks: kept.clone() for tasks, kept in self.similarities.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        similarities = state.get("similarities")
-        if isinstance(self.aggregator, GradVac) and similarities is not None:
-            weighting = self.aggregator.gramian_weighting
-            weighting._phi_t = similarities
-            weighting._state_key = (len(similarities), similarities.dtype)
+        self.similarities = dict(state["similarities"])
+
+
+def _rows(features: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
+    """The features' Jacobians, a row a task, and the numbers of the tasks in them.
+
+    Who does not pull on the features is left out, as alignment, which looks at adapters alone: to the shortest
+    combination of gradients a zero is the whole answer.
+    """
+    jacobians = [feature.jac.float() for feature in features]  # some aggregators know no half precision
+    pull = torch.stack([rows.flatten(1).any(1) for rows in jacobians]).any(0)
+    for feature in features:
+        feature.grad = None  # torch left the tasks' gradients there, one by one
+        del feature.jac
+    return [rows[pull] for rows in jacobians], pull.nonzero().flatten().tolist()

@@ -24,18 +24,18 @@ HIDDEN_STATE = {DWA: ("_loss_sum", "_n_batches", "_previous_averages"), FAMO: ("
 class ScalarBalancer:
     """Losses times weights that a scalarizer of torchjd chooses.
 
-    tasks: all that may occur. weights: task -> factor of its loss before that. factor: of the whole; K for methods
-    whose weights add up to one, so that the learning rate keeps its meaning. It works on the CPU, wherever the losses
-    are: they are a few numbers, and a state that is resumed needs no device.
+    tasks: all that may occur. weights: task -> factor of its loss before that. averages: do the scalarizer's weights
+    add up to one? Then they are made to add up to their number, so that the learning rate keeps its meaning.
+    It works on the CPU, wherever the losses are: they are a few numbers, and a state that is resumed needs no device.
     """
 
     def __init__(
-        self, scalarizer: Scalarizer, tasks: Sequence[str], weights: Mapping[str, float], factor: float = 1.0
+        self, scalarizer: Scalarizer, tasks: Sequence[str], weights: Mapping[str, float], *, averages: bool = False
     ) -> None:
         self.scalarizer = scalarizer
         self.tasks = tuple(tasks)
         self.weights = dict(weights)
-        self.factor = factor
+        self.averages = averages
         self.stateful = isinstance(scalarizer, (UW, IMTLL, DWA, FAMO))
         learned = list(scalarizer.parameters()) if isinstance(scalarizer, (UW, IMTLL)) else []
         self.optimizer = Adam(learned, lr=LEARNING_RATE) if learned else None
@@ -44,7 +44,8 @@ class ScalarBalancer:
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         present = [task for task in self.tasks if task in losses]
         chosen = self._choose({task: losses[task].detach().cpu() * self.weights.get(task, 1.0) for task in present})
-        weights = {task: float(chosen[task]) * self.factor * self.weights.get(task, 1.0) for task in present}
+        factor = len(chosen) if self.averages else 1
+        weights = {task: float(chosen[task]) * factor * self.weights.get(task, 1.0) for task in present}
         return weighted_backward({task: losses[task] for task in present}, weights, scale)
 
     def _choose(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

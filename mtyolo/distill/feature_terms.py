@@ -71,10 +71,11 @@ class GradientTerm(FeatureTerm):
         if not bool(targets.labelled["detect"].any()) or not len(targets.classes):
             return outputs.detect[0].new_zeros(())
         wanted = [seen[pair.student] for pair in self.pairs]
-        if not all(features.requires_grad for features in wanted):
+        still = [pair.student for pair, found in zip(self.pairs, wanted, strict=True) if not found.requires_grad]
+        if still:
             raise ConfigError(
-                "distill: features: gradient teaches the layers before the head, of which none trains in this stage; "
-                "let them train, or take another method"
+                f"distill: features: gradient teaches what comes before the head, but nothing up to layers {still} "
+                "trains in this stage; let it train, or take another method"
             )
         loss = detection_loss(model, outputs, targets)
         own = torch.autograd.grad(loss, wanted, create_graph=True)

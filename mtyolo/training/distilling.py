@@ -80,8 +80,12 @@ def _refuse(
             f"{place}: cache: true never meets the same picture twice under random augmentation; "
             "set augment: false, or cache: 8 for eight draws that repeat"
         )
-    if accelerator.num_processes > 1 and (distill.three_times or distill.dynamic):
-        raise ConfigError(f"{place}: three_times and dynamic look at one process's losses; run them in one process")
+    gradient = any(term.method == "gradient" for teacher in distill.teachers for term in teacher.feature_terms)
+    if accelerator.num_processes > 1 and (distill.three_times or distill.dynamic or gradient):
+        raise ConfigError(
+            f"{place}: three_times, dynamic and gradient (of per-level, too) look at one process's losses; run them in "
+            "one process"
+        )
 
 
 def teacher_reports(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import distributed, nn
 
 from mtyolo.config.training import TrainConfig
@@ -57,7 +58,20 @@ def own_device(word: str) -> torch.device:
         torch.cuda.set_device(device.index or 0)
     if processes() == 1:
         PartialState._reset_state()
-    return PartialState(cpu=device.type == "cpu").device
+    state = PartialState(cpu=device.type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.device.type == "cuda" and state.device.index is not None:
+        torch.cuda.set_device(state.device)
+    return state.device
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them."""
+    if processes() == 1:
+        return make()
+    made: list[Any] = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(made, src=0)
+    found: Value = made[0]
+    return found
 
 
 def over_processes(batch: int) -> int:

@@ -58,7 +58,10 @@ def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Sta
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
-            raise ConfigError(f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}")
+            raise ConfigError(
+                f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}, or all of it is "
+                "frozen, or belongs to tasks that do not count"
+            )
         stages.append(resolved)
     return stages
 

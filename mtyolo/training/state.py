@@ -62,5 +62,11 @@ class RunState:
     def resume_work(self, work: StageWork, saved: dict[str, Any]) -> None:
         """Bring back the work of a stage that was left in the middle."""
         if saved["work"] is not None:
-            work.load_state_dict(saved["work"])
+            try:
+                work.load_state_dict(saved["work"])
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.run.out}: this stage was begun with other parts, by another version of mtyolo ({error}); "
+                    f"begin anew with --weights {self.run.last}"
+                ) from None
             set_random_states(saved["random"])

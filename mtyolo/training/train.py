@@ -24,7 +24,14 @@ from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge
 from mtyolo.training.objectives import Losses
 from mtyolo.training.optimizer import clip_gradients, set_rates
-from mtyolo.training.processes import any_process, copy_from_first, make_accelerator, sum_gradients
+from mtyolo.training.processes import (
+    any_process,
+    copy_from_first,
+    from_first,
+    make_accelerator,
+    own_device,
+    sum_gradients,
+)
 from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, run_folder
 from mtyolo.training.settings import Settings, settle
@@ -37,6 +44,8 @@ from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
+LEAST_SCALE = 1.0
+"""In half precision gradients that are infinite at larger scales are no failure: the scale is being found."""
 
 
 def train(
@@ -67,7 +76,9 @@ def train(
         model = saved_model(settings, saved, trust=trust)
     splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
-    accelerator = make_accelerator(config, folder := run_folder(out, resume))
+    own_device(config.device)
+    folder = from_first(lambda: run_folder(out, resume))
+    accelerator = make_accelerator(config, folder)
     set_seed(config.seed)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if saved is None:
@@ -179,16 +190,17 @@ def backward(work: StageWork, losses: Losses, images: int, tools: Tools) -> dict
 
 def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> None:
     """Sum over processes, clip, step, average."""
-    if any(parameter.grad is not None for parameter in work.parameters):
+    here = any(parameter.grad is not None for parameter in work.parameters)
+    if any_process([here], tools.accelerator.device)[0]:
         sum_gradients(work.parameters)  # first: what is infinite in one process is so in all
-        work.scaler.unscale_(work.optimizer)
-        norm = clip_gradients(work.parameters, tools.config)
-        # In half precision an infinite gradient is the scaler's affair: it skips the step and lowers its scale.
-        if norm.isfinite() or work.scaler.is_enabled():
-            work.scaler.step(work.optimizer)
+        work.unscale(tools.accelerator.device)
+        finite = bool(clip_gradients(work.parameters, tools.config).isfinite())
+        if finite or work.scaler.is_enabled():
+            work.scaler.step(work.optimizer)  # in half precision it skips by itself, and lowers its scale
             work.scaler.update()
+        if finite:
             state.ema.update_parameters(state.model)
             work.guard.accept()
-        else:
+        elif work.scaler.get_scale() <= LEAST_SCALE:  # 1 in single precision
             work.guard.skip(batch, {})
     work.optimizer.zero_grad(set_to_none=True)

@@ -78,10 +78,16 @@ class StageWork:
         """From a loss per image to its part in the step's gradient, which is a sum over processes and batches; in half
         precision times the scaler's."""
         factor = float(images) if losses.sums_images else 1 / (processes * self.accumulate)
-        if not self.scaler.is_enabled():
-            return factor
-        device = next(iter(losses.tasks.values())).device
-        return factor * float(self.scaler.scale(torch.ones((), device=device)))
+        return factor * self._scale(next(iter(losses.tasks.values())).device)
+
+    def unscale(self, device: torch.device) -> None:
+        """Gradients of half precision, back to their size. A process that had none takes part."""
+        self._scale(device)
+        self.scaler.unscale_(self.optimizer)
+
+    def _scale(self, device: torch.device) -> float:
+        # torch's scaler comes to life when it scales, and refuses to unscale before.
+        return float(self.scaler.scale(torch.ones((), device=device))) if self.scaler.is_enabled() else 1.0
 
     def between_steps(self, position: Position) -> bool:
         """Is no gradient waiting for further batches?"""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtyolo.balance import AGGREGATORS, make_balancer
+from mtyolo.balance import AGGREGATORS, Balancer, make_balancer
 
 NEEDS = {"upgrad": "quadprog", "dualproj": "quadprog", "cagrad": "cvxpy", "fairgrad": "scipy"}
 CONFLICTING = [[3.0, 0.0], [-1.0, 1.0]]
@@ -16,7 +16,7 @@ AGREEING = [[1.0, 0.5], [0.5, 1.0]]
 SMALL = 1e-3
 
 
-def shared_gradient(word: str, rows: Sequence[Sequence[float]], beside: bool = False) -> Tensor:
+def shared_gradient(word: str, rows: Sequence[Sequence[float]], *, beside: bool = False, scale: float = 1.0) -> Tensor:
     """What reaches the one shared parameter from losses with these gradients. beside: and one more without any."""
     if word in NEEDS:
         pytest.importorskip(NEEDS[word])
@@ -26,9 +26,9 @@ def shared_gradient(word: str, rows: Sequence[Sequence[float]], beside: bool = F
     losses = {str(number): torch.tensor(row) @ features + 1 for number, row in enumerate(rows)}
     if beside:
         losses["align"] = 1 + other.sum()
-    make_balancer(word, tuple(losses)).backward(losses, [features], 1.0)
+    make_balancer(word, tuple(losses)).backward(losses, [features], scale)
     assert trunk.grad is not None
-    assert not beside or (other.grad is not None and float(other.grad) == 1.0)
+    assert not beside or (other.grad is not None and float(other.grad) == scale)
     return trunk.grad
 
 
@@ -52,3 +52,56 @@ def test_losses_that_all_leave_the_shared_features_alone_are_their_own_step() ->
     losses = {str(number): 1 + other.sum() + 0 * features.sum() for number, other in enumerate(others)}
     assert make_balancer("pcgrad", tuple(losses)).backward(losses, [features], 2.0) == {"0": 1.0, "1": 1.0}
     assert [other.grad for other in others] == [torch.tensor([2.0])] * 2
+
+
+AVERAGING = sorted(word for word, (_, averages) in AGGREGATORS.items() if averages)
+
+
+@pytest.mark.parametrize("word", AVERAGING)
+def test_gradients_that_agree_add_up_to_their_sum_whoever_is_absent(word: str) -> None:
+    """Each averages; a step is as long as the sum of those that pull, not of all that the plan names."""
+    alone = shared_gradient(word, [[1.0, 1.0]], beside=True)
+    assert float(alone.norm()) == pytest.approx(2**0.5, rel=0.02 if word != "cagrad" else 0.45)
+    pair = shared_gradient(word, [[1.0, 1.0], [1.0, 1.0]], beside=True)
+    assert float(pair.norm() / alone.norm()) == pytest.approx(2.0, rel=0.02)
+
+
+@pytest.mark.parametrize("word", sorted(AGGREGATORS))
+def test_the_answer_grows_with_the_scale_of_the_whole_gradient(word: str) -> None:
+    """As half precision needs: the scale is taken out again after."""
+    plain = shared_gradient(word, CONFLICTING)
+    scaled = shared_gradient(word, CONFLICTING, scale=65536.0)
+    assert (scaled / 65536).tolist() == pytest.approx(plain.tolist(), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("word", sorted(AGGREGATORS))
+def test_gradients_that_are_not_finite_arrive_as_such(word: str) -> None:
+    assert not shared_gradient(word, [[float("inf"), 0.0], [1.0, 1.0]]).isfinite().all()
+
+
+def test_gradvac_remembers_each_set_of_tasks_and_resumes() -> None:
+    def step(balancer: Balancer, rows: dict[str, list[float]]) -> list[float]:
+        trunk = torch.zeros(2, requires_grad=True)
+        features = trunk * 1.0
+        balancer.backward({task: torch.tensor(row) @ features + 1 for task, row in rows.items()}, [features], 1.0)
+        assert trunk.grad is not None
+        return trunk.grad.tolist()
+
+    three = {"detect": [3.0, 0.0], "segment": [2.0, 1.0], "keypoint": [1.0, 3.0]}
+    two = {task: three[task] for task in ("detect", "segment")}
+    opposed = three | {"keypoint": [-1.0, 1.0]}
+    steady, mixed = make_balancer("gradvac", [*three]), make_balancer("gradvac", [*three])
+    for _ in range(3):
+        torch.manual_seed(0)
+        step(steady, three)
+        torch.manual_seed(0)
+        step(mixed, three)
+        step(mixed, two)
+    resumed = make_balancer("gradvac", [*three])
+    resumed.load_state_dict(mixed.state_dict())
+    answers = []
+    for balancer in (steady, mixed, resumed, make_balancer("gradvac", [*three])):
+        torch.manual_seed(0)
+        answers.append(step(balancer, opposed))
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[3] != answers[0], "what was remembered matters"

@@ -89,6 +89,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
         "output": {"kl": 10.0},
         "features": [{"method": "relative", "layers": FOUR, "weight": 0.3}],
     },
+    "kl+cwd": {"output": {"kl": 10.0}, "features": [{"method": "cwd", "weight": 5.0}]},
     "relative at 6 layers": {"features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers": {"output": {"scaled": 0.2}, "features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers+cwd": {

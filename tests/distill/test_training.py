@@ -177,7 +177,11 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
         ({"output": {"masks": 1}}, PLAIN, "masks teaches the student's segment branch, which it does not have"),
         ({"features": [{"method": "cwd", "layers": [99]}]}, PLAIN, "layer 99 is not built in this model"),
         ({"features": [{"method": "cwd", "levels": [1, 2]}]}, PLAIN, "cwd has 2 levels, but 3 layers; give one each"),
-        ({"features": [{"method": "gradient"}]}, PLAIN | {"train": ["detect"]}, "of which none trains in this stage"),
+        (
+            {"features": [{"method": "gradient"}]},
+            PLAIN | {"train": ["detect"]},
+            r"nothing up to layers \[17, 20, 23\] trains",
+        ),
     ],
 )
 def test_what_can_not_work_is_refused_before_training(

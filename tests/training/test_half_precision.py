@@ -48,6 +48,18 @@ def test_an_infinite_gradient_makes_no_step_and_lowers_the_scale(
     assert all(torch.equal(old, new) for old, new in zip(before, steps.work.parameters, strict=True))
 
 
+def test_gradients_that_are_infinite_at_every_scale_are_counted(
+    make_model: MakeModel, shapes: Path, tmp_path: Path
+) -> None:
+    steps = scaled(make_model(), shapes, tmp_path, scale=4.0)
+    steps.work.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
+    skipped = []
+    for _ in range(4):
+        steps.step(batches_of(shapes)[0])
+        skipped.append(steps.work.guard.skipped)
+    assert skipped == [0, 1, 2, 3]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: fp16 is refused on a CPU")
 def test_fp16_trains_on_a_gpu(make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path) -> None:
     options = config.model_copy(update={"device": "cuda", "precision": "fp16"})

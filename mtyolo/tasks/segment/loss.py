@@ -36,7 +36,7 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
     objects = torch.cat([found.object for found in levels])
     weights = torch.cat([_shares(found) for found in levels])
     boxes = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(masks.shape[:0:-1] * 2)
-    # Depends on all outputs, so that a step without masks has zero gradients rather than none.
+    # Depends on all outputs, so that its gradient is zero, and not an error, where there are no masks.
     total = coefficients[:0].sum() + prototypes[:0].float().sum()
     one_by_one = prototypes.unbind()
     for image, pairs in _chunks(targets.image_index[objects], len(prototypes), prototypes.shape[2:].numel()):
