@@ -170,7 +170,10 @@ def _fitting_batch(model: Any, settings: TrainConfig) -> int:
     from mtyolo.training.batch_size import fitting_batch
     from mtyolo.training.processes import over_processes, own_device
 
-    batch = over_processes(fitting_batch(model, settings.imgsz, own_device(settings.device)))
+    device = own_device(settings.device)
+    batch = fitting_batch(model, settings.imgsz, device)
+    if device.type == "cuda":
+        batch = over_processes(batch)
     say(f"batch: {batch}")
     return batch
 

@@ -60,6 +60,7 @@ class BoxPrecision:
             max_detection_thresholds=MOST_DETECTIONS,
             extended_summary=True,
             backend="faster_coco_eval",
+            sync_on_compute=False,  # of several processes one judges: it has seen all, and the others do not wait here
         )
         # The limit is COCO's and holds for each class; 300 detections of 80 classes are no reason for a warning.
         self.metric.warn_on_many_detections = False

@@ -21,6 +21,7 @@ sys.path.insert(0, {here!r})
 from conftest import tiny_graph
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
+from mtyolo.evaluation.validate import validate
 from mtyolo.training.judging import Judge
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
@@ -33,9 +34,9 @@ class Always:
 data, out, stage, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 model = build({{"detector": {{"graph": tiny_graph()}}, "tasks": {{"detect": {{}}, "keypoint": {{}}}}}}, data=data)
 config = TrainConfig(imgsz=64, workers=0, device="cpu", **options)
-plan = {{"balance": "pcgrad", "stages": [{{"name": "one", **stage}}]}}
 try:
-    judge = Judge(lambda *_, **__: Always())
+    judge = Judge(validate if stage.pop("judged", False) else lambda *_, **__: Always())
+    plan = {{"balance": "pcgrad", "stages": [{{"name": "one", **stage}}]}}
     train(model, data, plan=plan, config=config, out=out or None, progress=False, judge=judge)
 except Interrupted as interrupted:
     sys.exit(interrupted.exit_code)
@@ -113,3 +114,11 @@ def test_a_process_whose_part_of_a_batch_says_nothing_takes_part(
     results = torch.load(tmp_path / "runs" / "train" / "state.pt", weights_only=True)["run"]["results"]
     assert results[-1]["epoch"] == 2 + len(parts)
     assert results[-1]["loss/keypoint"] > 0
+
+
+@pytest.mark.slow
+def test_the_first_judges_while_the_other_goes_on(shapes: Path, tmp_path: Path) -> None:
+    pair = start(tmp_path / "script.py", shapes, tmp_path / "run", {"judged": True}, epochs=3, batch=4)
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    results = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["run"]["results"]
+    assert [row["epoch"] for row in results if "detect/AP" in row] == [0, 1, 2, 3]
