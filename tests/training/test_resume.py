@@ -71,6 +71,14 @@ def state_of(out: Path) -> dict[str, Any]:
     return torch.load(out / "state.pt", weights_only=True)
 
 
+def assert_same_end(first: Path, second: Path) -> None:
+    expected, found = state_of(first), state_of(second)
+    for part in ("model", "ema", "run", "position", "random"):
+        assert states_are_equal(expected[part], found[part]), part
+    assert states_are_equal(*(load_file(out / "last.safetensors") for out in (first, second)))
+    assert (first / "results.csv").read_text() == (second / "results.csv").read_text()
+
+
 @pytest.mark.parametrize(("stop_at", "stage", "epoch"), [(1, 0, 0), (2, 0, 1), (4, 1, 1)])
 def test_a_run_cut_off_inside_an_epoch_ends_in_the_same_state(
     whole: Path,
@@ -94,11 +102,7 @@ def test_a_run_cut_off_inside_an_epoch_ends_in_the_same_state(
         f"goes on with epoch {2 * stage + epoch + 1}, stage {name}, after 1 of its batches" in capsys.readouterr().out
     )
 
-    expected, found = state_of(whole), state_of(tmp_path)
-    for part in ("model", "ema", "run", "position", "random"):
-        assert states_are_equal(expected[part], found[part]), part
-    assert states_are_equal(*(load_file(out / "last.safetensors") for out in (whole, tmp_path)))
-    assert (whole / "results.csv").read_text() == (tmp_path / "results.csv").read_text()
+    assert_same_end(whole, tmp_path)
 
 
 def test_interruption_tells_the_shell_which_signal_it_was(

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from test_resume import state_of, states_are_equal
+from test_resume import assert_same_end, state_of
 
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
@@ -96,14 +95,6 @@ def at_step(number: int, happens: Callable[[], bool]) -> Callable[..., bool]:
         return happens() if len(taken) == number else stopping
 
     return counted
-
-
-def assert_same_end(first: Path, second: Path) -> None:
-    expected, found = state_of(first), state_of(second)
-    for part in ("model", "ema", "run", "position", "random"):
-        assert states_are_equal(expected[part], found[part]), part
-    assert states_are_equal(*(load_file(out / "last.safetensors") for out in (first, second)))
-    assert (first / "results.csv").read_text() == (second / "results.csv").read_text()
 
 
 def test_a_run_stopped_while_aligning_ends_in_the_same_state(
