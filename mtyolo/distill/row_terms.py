@@ -82,12 +82,13 @@ def objectness_scaled(student: Maps, teacher: Maps, groups: Groups = EQUAL) -> T
     """
     total = student[0].new_zeros((), dtype=torch.float32)
     objects = total.clone()
+    columns = torch.full((student[0].shape[-1],), groups.classes, device=total.device)
+    columns[BOX], columns[OBJECTNESS] = groups.box, 0.0
     for level in believed(student, teacher):
         objects = objects + level.objects
-        divergence = bernoulli_divergence(level.found, level.wanted)
-        parts = groups.box * divergence[:, BOX].sum(1) + groups.classes * divergence[:, CLASSES].sum(1)
+        parts = _WeightedSum.apply(level.found, level.wanted, columns, _divergence, level.belief)
         objectness = bernoulli_divergence(level.scores, level.wanted_scores).sum()
-        total = total + groups.objectness * objectness + (level.belief * parts).sum()
+        total = total + groups.objectness * objectness + parts
     return total / objects.clamp(min=1.0)
 
 
@@ -95,8 +96,8 @@ class Believed(NamedTuple):
     """What of a level teaches: objectness of all its rows, and the S rows where the teacher sees an object."""
 
     objects: Tensor  # scalar: sum of the teacher's objectness
-    scores: Tensor  # [B, A, H, W] logits of the student's objectness
-    wanted_scores: Tensor  # [B, A, H, W] the teacher's
+    scores: Tensor  # [R] logits of the student's objectness
+    wanted_scores: Tensor  # [R] the teacher's
     found: Tensor  # [S, 5 + classes] the student's
     wanted: Tensor  # [S, 5 + classes] the teacher's
     belief: Tensor  # [S] the teacher's objectness
@@ -104,20 +105,24 @@ class Believed(NamedTuple):
 
 def believed(student: Maps, teacher: Maps) -> Iterator[Believed]:
     """A level at a time, in single precision."""
-    for found, wanted in zip(student, teacher, strict=True):
-        wanted_scores = wanted[..., OBJECTNESS].float()
+    for found, wanted in zip(student, map(_rows, teacher), strict=True):
+        wanted_scores = wanted[:, OBJECTNESS].float()
         belief = wanted_scores.sigmoid()
-        sure = (belief > SMALLEST_BELIEF).nonzero(as_tuple=True)
-        scores, picked = _Picked.apply(found, *sure)
-        yield Believed(belief.sum(), scores.float(), wanted_scores, picked.float(), wanted[sure].float(), belief[sure])
+        sure = (belief > SMALLEST_BELIEF).nonzero().flatten()
+        scores, picked = _Picked.apply(found, sure)
+        yield Believed(
+            belief.sum(),
+            scores.float(),
+            wanted_scores,
+            picked.float(),
+            wanted.index_select(0, sure).float(),
+            belief[sure],
+        )
 
 
-def _level_rows(student: Maps, teacher: Maps) -> Iterator[tuple[Tensor, Tensor]]:
-    """[B*H*W*A, 5 + classes] of both, a level at a time, in the order in which a convolution writes under
-    channels_last: the student's rows are a view of its map then."""
-    for maps in zip(student, teacher, strict=True):
-        found, wanted = (level.movedim(1, -2).reshape(-1, level.shape[-1]) for level in maps)
-        yield found, wanted
+def _rows(level: Tensor) -> Tensor:
+    """[B*H*W*A, 5 + classes] of a map, in the order in which a convolution writes under channels_last: a view then."""
+    return level.movedim(1, -2).reshape(-1, level.shape[-1])
 
 
 def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) -> Tensor:
@@ -126,18 +131,23 @@ def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) 
     columns = torch.full((width,), groups.classes / max(1, width - BOX_VALUES), device=student[0].device)
     columns[BOX], columns[OBJECTNESS] = groups.box / (BOX_VALUES - 1), groups.objectness
     sums, rows = [], 0
-    for found, wanted in _level_rows(student, teacher):
+    for found, wanted in zip(map(_rows, student), map(_rows, teacher), strict=True):
         rows += len(found)
-        sums.append(_WeightedSum.apply(found, wanted, columns, distance))
+        sums.append(_WeightedSum.apply(found, wanted, columns, distance, None))
     return torch.stack(sums).sum() / rows
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Sum of a distance over rows, columns weighted; in single precision or better. The derivative is made on the way
-    from what the distance needs anyway: tens of millions of logits a batch are a matter of passes over memory."""
+    """Sum of a distance over rows; columns weighted, and rows by `shares`; in single precision or better.
+
+    The derivative is made on the way from what the distance needs anyway: tens of millions of logits a batch are a
+    matter of passes over memory.
+    """
 
     @staticmethod
-    def forward(ctx: Any, found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance) -> Tensor:
+    def forward(
+        ctx: Any, found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance, shares: Tensor | None
+    ) -> Tensor:
         precision = torch.promote_types(found.dtype, torch.float32)
         columns = columns.to(precision)
         total, slopes = columns.new_zeros(()), torch.empty_like(found)
@@ -145,16 +155,19 @@ class _WeightedSum(torch.autograd.Function):
         for start in range(0, len(found), max(1, step)):
             rows = slice(start, start + step)
             values, slope = distance(found[rows].to(precision), wanted[rows].to(precision))
-            slopes[rows] = slope.mul_(columns)
-            total += (values @ columns).sum()
+            sums, slope = values @ columns, slope.mul_(columns)
+            if shares is not None:
+                sums, slope = sums.mul_(shares[rows]), slope.mul_(shares[rows, None])
+            slopes[rows] = slope
+            total += sums.sum()
         ctx.save_for_backward(slopes)
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return slopes * gradient.to(slopes.dtype), None, None, None
+        return slopes * gradient.to(slopes.dtype), None, None, None, None
 
 
 def _square(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +175,7 @@ def _square(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return difference.square(), difference.mul_(2)
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     if temperature != 1:
         student, teacher = student / temperature, teacher / temperature
     student, teacher, off, wanted_off = _sigmoids(student, teacher)
@@ -188,21 +201,28 @@ def _sigmoids(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 class _Picked(torch.autograd.Function):
-    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and whole rows at these indices along its first four
-    dimensions. Differentiated together: each selection by itself would fill, and add, a gradient of the map's full
-    size, which costs more than the loss."""
+    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and whole rows at these numbers, in the order of
+    `_rows`.
+
+    Differentiated together: each selection by itself would fill, and add, a gradient of the map's full size, which
+    costs more than the loss. The gradient lies channels last, as the convolution behind it takes it without a copy, and
+    is no view of another tensor: torch adds to it in place then.
+    """
 
     @staticmethod
-    def forward(ctx: Any, level: Tensor, *indices: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*indices)
-        ctx.layout = level.shape, level.stride()
-        return level[..., OBJECTNESS].clone(), level[indices]
+    def forward(ctx: Any, level: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(numbers)
+        ctx.shape = level.shape
+        ctx.strides = torch.empty(level.movedim(1, -2).shape, device="meta").movedim(-2, 1).stride()
+        rows = _rows(level)
+        return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor | None, ...]:
-        # In the map's layout, as the convolution behind it takes it without a copy.
-        gradient = to_picked.new_empty_strided(*ctx.layout).zero_()
-        gradient[ctx.saved_tensors] = to_picked
-        gradient[..., OBJECTNESS] += to_scores
-        return gradient, *(None for _ in ctx.saved_tensors)
+    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:
+        (numbers,) = ctx.saved_tensors
+        gradient = to_picked.new_empty_strided(ctx.shape, ctx.strides).zero_()
+        rows = _rows(gradient)
+        rows.index_copy_(0, numbers, to_picked)
+        rows[:, OBJECTNESS] += to_scores
+        return gradient, None
