@@ -90,10 +90,10 @@ class ChannelWise(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        found = resized(self.projector(student), teacher).flatten(2) / self.temperature
-        wanted = teacher.flatten(2) / self.temperature
-        divergence = F.kl_div(found.log_softmax(2), wanted.log_softmax(2), reduction="none", log_target=True).sum(2)
-        return self.temperature**2 * divergence.mean()
+        found = resized(self.projector(student), teacher)
+        if self.temperature != 1:
+            found, teacher = found / self.temperature, teacher / self.temperature
+        return self.temperature**2 * _ChannelDivergence.apply(found, teacher)
 
 
 class MaskedGeneration(nn.Module):
@@ -182,6 +182,33 @@ def resized(features: Tensor, like: Tensor) -> Tensor:
 def _sum_of_squares(maps: Tensor) -> Tensor:
     """By a norm, which writes no squares to memory; of each image, as over millions of values it loses digits."""
     return torch.linalg.vector_norm(maps, dim=(1, 2, 3)).square().sum()
+
+
+def _positions(maps: Tensor) -> Tensor:
+    """[B, H * W, C]: a view under channels_last."""
+    return maps.movedim(1, -1).flatten(1, 2)
+
+
+class _ChannelDivergence(torch.autograd.Function):
+    """KL(softmax(teacher) || softmax(student)) over positions, a mean over channels and images; the teacher gets no
+    gradient, and the student's keeps its layout, as in `_MeanSquare`."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        found, wanted = _positions(student).log_softmax(1), _positions(teacher).log_softmax(1)
+        belief, channels = wanted.exp(), student.shape[0] * student.shape[1]
+        total = (belief * (wanted - found)).sum()
+        slope = torch.empty_like(student, memory_format=torch.channels_last)
+        torch.sub(found.exp_(), belief, out=_positions(slope))
+        ctx.channels = channels
+        ctx.save_for_backward(slope)
+        return total / channels
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * (gradient / ctx.channels), None
 
 
 class _MeanSquare(torch.autograd.Function):

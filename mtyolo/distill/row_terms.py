@@ -121,8 +121,21 @@ def believed(student: Maps, teacher: Maps) -> Iterator[Believed]:
 
 
 def _rows(level: Tensor) -> Tensor:
-    """[B*H*W*A, 5 + classes] of a map, in the order in which a convolution writes under channels_last: a view then."""
-    return level.movedim(1, -2).reshape(-1, level.shape[-1])
+    """[B*H*W*A, 5 + classes] of a map, in the order in which a convolution writes under channels_last: a view then.
+    Rows stay rows."""
+    return level if level.ndim == 2 else level.movedim(1, -2).reshape(-1, level.shape[-1])
+
+
+def _empty_map(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uninitialised, of `like`'s kind, channels last, so that `_rows` of it is a view.
+
+    For gradients: the convolution behind the map takes them without a copy, and torch adds to them in place, which it
+    does not to a view.
+    """
+    if len(shape) == 2:
+        return like.new_empty(shape)
+    in_order = torch.empty(shape, device="meta").movedim(1, -2).shape
+    return like.new_empty_strided(shape, torch.empty(in_order, device="meta").movedim(-2, 1).stride())
 
 
 def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) -> Tensor:
@@ -131,8 +144,8 @@ def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) 
     columns = torch.full((width,), groups.classes / max(1, width - BOX_VALUES), device=student[0].device)
     columns[BOX], columns[OBJECTNESS] = groups.box / (BOX_VALUES - 1), groups.objectness
     sums, rows = [], 0
-    for found, wanted in zip(map(_rows, student), map(_rows, teacher), strict=True):
-        rows += len(found)
+    for found, wanted in zip(student, teacher, strict=True):
+        rows += found[..., 0].numel()
         sums.append(_WeightedSum.apply(found, wanted, columns, distance, None))
     return torch.stack(sums).sum() / rows
 
@@ -149,8 +162,9 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any, found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance, shares: Tensor | None
     ) -> Tensor:
         precision = torch.promote_types(found.dtype, torch.float32)
-        columns = columns.to(precision)
-        total, slopes = columns.new_zeros(()), torch.empty_like(found)
+        columns, gradient = columns.to(precision), _empty_map(found.shape, found)
+        found, wanted, slopes = _rows(found), _rows(wanted), _rows(gradient)
+        total = columns.new_zeros(())
         step = BLOCK if found.device.type == "cpu" else len(found)
         for start in range(0, len(found), max(1, step)):
             rows = slice(start, start + step)
@@ -160,7 +174,7 @@ class _WeightedSum(torch.autograd.Function):
                 sums, slope = sums.mul_(shares[rows]), slope.mul_(shares[rows, None])
             slopes[rows] = slope
             total += sums.sum()
-        ctx.save_for_backward(slopes)
+        ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
@@ -205,15 +219,13 @@ class _Picked(torch.autograd.Function):
     `_rows`.
 
     Differentiated together: each selection by itself would fill, and add, a gradient of the map's full size, which
-    costs more than the loss. The gradient lies channels last, as the convolution behind it takes it without a copy, and
-    is no view of another tensor: torch adds to it in place then.
+    costs more than the loss.
     """
 
     @staticmethod
     def forward(ctx: Any, level: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(numbers)
         ctx.shape = level.shape
-        ctx.strides = torch.empty(level.movedim(1, -2).shape, device="meta").movedim(-2, 1).stride()
         rows = _rows(level)
         return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
 
@@ -221,7 +233,7 @@ class _Picked(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:
         (numbers,) = ctx.saved_tensors
-        gradient = to_picked.new_empty_strided(ctx.shape, ctx.strides).zero_()
+        gradient = _empty_map(ctx.shape, to_picked).zero_()
         rows = _rows(gradient)
         rows.index_copy_(0, numbers, to_picked)
         rows[:, OBJECTNESS] += to_scores
