@@ -12,15 +12,17 @@ from torch import Tensor
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
 from mtyolo.distill.saved import SavedLessons, card_of, default_folder, is_saved, saved_channels, student_card
-from mtyolo.distill.teachers import Lesson, Teacher, neck_of, open_teacher
+from mtyolo.distill.teachers import Answer, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 
 
 class Lessons(Protocol):
-    """From pictures [B, 3, H, W] uint8 to what a teacher says about them."""
+    """From pictures to what a teacher says about them."""
 
-    def __call__(self, images: Tensor) -> Lesson: ...
+    def ask(self, images: Tensor) -> Answer:
+        """images: [B, 3, H, W] uint8. Begins what can go on beside the student's forward pass."""
+        ...
 
 
 class LiveLessons:
@@ -29,8 +31,8 @@ class LiveLessons:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
 
-    def __call__(self, images: Tensor) -> Lesson:
-        return self.teacher.lesson(images.float().div_(255).contiguous(memory_format=torch.channels_last))
+    def ask(self, images: Tensor) -> Answer:
+        return lambda: self.teacher.lesson(images.float().div_(255).contiguous(memory_format=torch.channels_last))
 
 
 class Opened:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_featu
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
-from mtyolo.distill.teachers import layer_of, layout_of, recording, replaced_layers
+from mtyolo.distill.teachers import Answer, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
@@ -103,6 +103,14 @@ class Course:
         return tuple(dict.fromkeys(BRANCH_OF.get(term, "detect") for term in self.config.output)) or ("detect",)
 
 
+class Seen(NamedTuple):
+    """What is gathered around a forward pass of the student."""
+
+    images: Tensor
+    features: Mapping[int, Tensor]  # number of a layer that terms look at -> its output
+    asked: list[Answer]  # of each teacher
+
+
 class Distiller(nn.Module):
     """The teachers of a stage. Its own parameters are the projectors: they train with the student, and are not saved
     with it."""
@@ -132,25 +140,24 @@ class Distiller(nn.Module):
         if self.dynamic is not None and isinstance(fitness, float):
             self.dynamic.judge(fitness)
 
-    def watching(self) -> AbstractContextManager[dict[int, Tensor]]:
-        """Around the student's forward pass: gives the outputs of the layers that terms look at."""
-        return recording(self.watched)
+    @contextmanager
+    def watching(self, images: Tensor) -> Iterator[Seen]:
+        """Around the student's forward pass. images: [B, 3, H, W] uint8."""
+        asked = [course.opened.lessons.ask(images) for course in self.courses]
+        with recording(self.watched) as features:
+            yield Seen(images, features, asked)
 
-    def forward(
-        self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], images: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        """Term -> scalar, weighted as its teacher's config says; a mean over images. images: [B, 3, H, W] uint8."""
+    def forward(self, model: Model, outputs: Outputs, seen: Seen, targets: Targets) -> dict[str, Tensor]:
+        """Term -> scalar, weighted as its teacher's config says; a mean over images."""
         found: dict[str, Tensor] = {}
-        seen = {**seen, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
-        for course, names in zip(self.courses, self.names, strict=True):
-            lesson = course.opened.lessons(images)
-            exchange = Exchange(
-                model, course.config, outputs, lesson.outputs, (images.shape[-2], images.shape[-1]), self.sigmas
-            )
+        features = {**seen.features, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
+        for course, names, answer in zip(self.courses, self.names, seen.asked, strict=True):
+            lesson, size = answer(), (seen.images.shape[-2], seen.images.shape[-1])
+            exchange = Exchange(model, course.config, outputs, lesson.outputs, size, self.sigmas)
             # On a CPU, autocast refuses the float16 of saved outputs; and differences of logits want single precision.
-            with torch.autocast(images.device.type, enabled=False):
+            with torch.autocast(seen.images.device.type, enabled=False):
                 values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
-            values += [term(model, outputs, seen, lesson, targets) for term in course.features]
+            values += [term(model, outputs, features, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}
             if self.rule is not None and "detect" in course.tasks:
                 own = sum(float(value.detach()) for value in values)

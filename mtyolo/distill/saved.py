@@ -11,16 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mtyolo.distill.teachers import Lesson, Teacher
+from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
 from mtyolo.model import Model
 from mtyolo.structures import MaskOutputs, Outputs
@@ -29,6 +33,9 @@ CARD = "teacher.json"
 FORMAT = "mtyolo-teacher/2"
 KEY_BYTES = 16
 ROOT = Path("runs/teachers")
+
+Pixels = NDArray[np.uint8]  # [B, H, W, 3]
+Arrays = dict[str, NDArray[np.float16]]  # outputs and features by name
 
 
 class SavedLessons:
@@ -44,14 +51,29 @@ class SavedLessons:
         if teacher is not None and not (folder / CARD).exists():
             _write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
         _check(folder, card)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
-    def __call__(self, images: Tensor) -> Lesson:
+    def ask(self, images: Tensor) -> Answer:
         """images: [B, 3, H, W] uint8. Outputs are in half precision, as on the disk; features in single."""
-        paths = [self.folder / f"{key}.safetensors" for key in keys_of(images)]
+        reading = self._reader.submit(self._find, _pixels(images))
+        return lambda: _lesson(self._complete(images, *reading.result()), images.device)
+
+    def _find(self, pixels: Pixels) -> tuple[list[Path], Arrays]:
+        """Where the outputs are, and these, or nothing where some are missing.
+
+        Without torch: it would start threads of its own for this one, which get into the way of the training's.
+        """
+        paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
+        return paths, _read_all(paths) if all(path.exists() for path in paths) else {}
+
+    def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
+        if found:
+            return found
+        # By the caller's thread: what it computes with is the student's, too.
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         if missing:
             self._compute(images[missing], [paths[number] for number in missing])
-        return _lesson([_read(path) for path in paths], images.device)
+        return _read_all(paths)
 
     def _compute(self, images: Tensor, paths: list[Path]) -> None:
         if self.teacher is None:
@@ -69,11 +91,18 @@ class SavedLessons:
 
 def keys_of(images: Tensor) -> list[str]:
     """Names of pictures [B, 3, H, W] uint8: BLAKE2b of height, width and the pixels, row by row, RGB."""
-    rows = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    start = hashlib.blake2b(f"{rows.shape[1]}x{rows.shape[2]}:".encode(), digest_size=KEY_BYTES)
-    hashes = [start.copy() for _ in rows]
-    for one, row in zip(hashes, rows, strict=True):
-        one.update(row)
+    return _keys(_pixels(images))
+
+
+def _pixels(images: Tensor) -> Pixels:
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _keys(pixels: Pixels) -> list[str]:
+    start = hashlib.blake2b(f"{pixels.shape[1]}x{pixels.shape[2]}:".encode(), digest_size=KEY_BYTES)
+    hashes = [start.copy() for _ in pixels]
+    for one, picture in zip(hashes, pixels, strict=True):
+        one.update(picture)
     return [one.hexdigest() for one in hashes]
 
 
@@ -142,9 +171,8 @@ def _named(lesson: Lesson) -> dict[str, Tensor]:
     return named | {f"feature.{number}": features for number, features in lesson.features.items()}
 
 
-def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
-    with torch.autocast("cpu", enabled=False):  # it knows no float16 beside bfloat16
-        named = {name: torch.stack([one[name] for one in pictures]).to(device).movedim(3, 1) for name in pictures[0]}
+def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
+    named = {name: torch.from_numpy(array).to(device).movedim(3, 1) for name, array in arrays.items()}
 
     def levels(kind: str) -> list[Tensor]:
         found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}
@@ -158,7 +186,13 @@ def _lesson(pictures: list[dict[str, Tensor]], device: torch.device) -> Lesson:
     return Lesson(outputs, features)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_all(paths: Sequence[Path]) -> Arrays:
+    """Of a batch: name -> [B, h, w, …]."""
+    pictures = [_read(path) for path in paths]
+    return {name: np.stack([one[name] for one in pictures]) for name in pictures[0]}
+
+
+def _read(path: Path) -> Arrays:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,10 @@ class Lesson(NamedTuple):
 
     outputs: Outputs  # in the student's layout; `adapted` and `fused` are empty
     features: dict[int, Tensor]  # number of the teacher's layer -> [B, C, H, W]
+
+
+Answer = Callable[[], Lesson]
+"""To be called when the lesson is needed."""
 
 
 class Teacher(nn.Module):

@@ -37,10 +37,10 @@ class DistilledObjective:
     def __call__(self, model: Model, batch: Batch) -> Losses:
         assert batch.images is not None, "a stage with teachers has images"
         soft, hard = self.distiller.weights
-        with self.distiller.watching() as seen:
+        with self.distiller.watching(batch.images) as seen:
             outputs = forward(model, batch)
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, list(outputs.fused.values()))
-        terms = self.distiller(model, outputs, seen, batch.images, batch.targets)
+        terms = self.distiller(model, outputs, seen, batch.targets)
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum()
         return Losses(tasks, losses.components | terms, losses.shared)

@@ -156,7 +156,9 @@ def test_what_an_ultralytics_teacher_says_teaches_its_branch(graph: str, term: s
     distiller = distiller_of(student, {"weights": str(weights), "output": {term: 1.0}})
     images = (noise() * 255).to(torch.uint8)
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    loss = distiller(student, student(images.float() / 255), {}, images, nothing)[f"distill.{term}"]
+    with distiller.watching(images) as seen:
+        outputs = student(images.float() / 255)
+    loss = distiller(student, outputs, seen, nothing)[f"distill.{term}"]
     loss.backward()
     assert float(loss.detach()) > 0
     branch = student.branches["segment" if term == "masks" else "keypoint"]

@@ -45,9 +45,9 @@ def distiller_with(weights: str, student: Model, features: Any) -> Distiller:
 def terms_of(distiller: Distiller, student: Model, batch: Batch) -> dict[str, float]:
     assert batch.images is not None
     torch.manual_seed(0)  # mgd hides at random
-    with distiller.watching() as seen:
+    with distiller.watching(batch.images) as seen:
         outputs = student(batch.images.float() / 255)
-    found = distiller(student, outputs, seen, batch.images, batch.targets)
+    found = distiller(student, outputs, seen, batch.targets)
     return {name: float(value.detach()) for name, value in found.items()}
 
 

@@ -42,9 +42,9 @@ def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 
 
 def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path: Path) -> None:
     live, cached = opened(weights, None), opened(weights, tmp_path / "lessons")
-    expected = live.lessons(images())
+    expected = live.lessons.ask(images())()
     for attempt in ("computed", "read"):
-        found = cached.lessons(images())
+        found = cached.lessons.ask(images())()
         for one, other in zip(found.outputs.detect, expected.outputs.detect, strict=True):
             assert torch.allclose(one.float(), other, rtol=1e-3, atol=1e-3), attempt
         assert found.outputs.segment is not None
@@ -59,13 +59,24 @@ def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path
             assert found.features[number].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_answers_belong_to_their_question(weights: str, tmp_path: Path) -> None:
+    """Files are read beside the student's forward pass, from the moment of asking."""
+    lessons = opened(weights, tmp_path / "lessons").lessons
+    batches = images(), images(seed=1)
+    expected = [lessons.ask(batch)().outputs.detect[0] for batch in batches]
+    first, second = (lessons.ask(batch) for batch in batches)
+    assert torch.equal(second().outputs.detect[0], expected[1])
+    assert torch.equal(first().outputs.detect[0], expected[0])
+    assert not torch.equal(*expected)
+
+
 def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
     cached, passes = opened(weights, tmp_path / "lessons"), []
     assert cached.teacher is not None
     hook = cached.teacher.source.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
-    cached.lessons(images())
-    cached.lessons(images())
-    cached.lessons(torch.cat((images(), images(seed=1, count=1))))
+    cached.lessons.ask(images())()
+    cached.lessons.ask(images())()
+    cached.lessons.ask(torch.cat((images(), images(seed=1, count=1))))()
     hook.remove()
     assert passes == [2, 1], "two pictures, then the one that is new"
 
@@ -79,12 +90,12 @@ def test_one_pixel_makes_another_picture() -> None:
 
 def test_a_folder_alone_can_teach_and_says_when_a_picture_is_missing(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
-    opened(weights, folder).lessons(images())
+    opened(weights, folder).lessons.ask(images())()
     alone = opened(folder, None)
     assert alone.teacher is None
-    assert alone.lessons(images()).outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
+    assert alone.lessons.ask(images())().outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
     with pytest.raises(DataError, match="has no outputs for one of the pictures"):
-        alone.lessons(images(seed=1))
+        alone.lessons.ask(images(seed=1))()
 
 
 def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path: Path) -> None:
@@ -111,11 +122,11 @@ def test_files_of_another_format_are_refused(weights: str, tmp_path: Path, alone
 
 def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:
     cached = opened(weights, tmp_path / "lessons")
-    cached.lessons(images())
+    cached.lessons.ask(images())()
     (path,) = (tmp_path / "lessons").glob(f"{keys_of(images())[0]}.safetensors")
     path.write_bytes(b"no tensors")
     with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
-        cached.lessons(images())
+        cached.lessons.ask(images())()
 
 
 def test_without_a_card_a_folder_is_no_teacher(tmp_path: Path) -> None:
@@ -134,8 +145,9 @@ def test_saved_outputs_teach_under_mixed_precision(weights: str, tmp_path: Path,
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     seen_images, losses = images(), []
     for dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), distiller.watching() as seen:
+        mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+        with mixed, distiller.watching(seen_images) as seen:
             outputs = student(seen_images.float() / 255)
-            found = distiller(student, outputs, seen, seen_images, nothing)
+            found = distiller(student, outputs, seen, nothing)
         losses.append(torch.stack([value.float() for value in found.values()]))
     assert torch.allclose(*losses, rtol=0.1, atol=0.02), losses

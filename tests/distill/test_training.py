@@ -274,16 +274,11 @@ def test_what_an_adapter_gives_in_place_of_a_layer_is_taught_as_that_layer(weigh
     config = DistillConfig.model_validate({"teachers": [{"weights": weights, "features": [term]}]})
     distiller = make_distiller(config, student, imgsz=SIZE, device=torch.device("cpu"))
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
-    with distiller.watching() as seen:
+    with distiller.watching(images) as seen:
         outputs = student(images.float() / 255)
-    found = distiller(
-        student,
-        outputs,
-        seen,
-        images,
-        Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)),
-    )["distill.relative"]
-    lesson = distiller.courses[0].opened.lessons(images)
+    nothing = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
+    found = distiller(student, outputs, seen, nothing)["distill.relative"]
+    lesson = distiller.courses[0].opened.lessons.ask(images)()
     wanted = {8: lesson.features[4], 16: lesson.features[6], 32: lesson.features[9]}
     errors = level_errors(outputs.adapted, wanted)
     assert float(found.detach()) == pytest.approx(float(torch.stack(list(errors.values())).sum().detach()), rel=1e-4)

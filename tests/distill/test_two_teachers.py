@@ -50,9 +50,9 @@ def masks(tmp_path: Path) -> dict[str, Any]:
 
 def terms_of(distiller: Distiller, student: Model, batch: Batch) -> dict[str, Tensor]:
     assert batch.images is not None
-    with distiller.watching() as seen:
+    with distiller.watching(batch.images) as seen:
         outputs = student(batch.images.float() / 255)
-    return distiller(student, outputs, seen, batch.images, batch.targets)
+    return distiller(student, outputs, seen, batch.targets)
 
 
 def taught(model: Model, loss: Tensor) -> set[str]:
