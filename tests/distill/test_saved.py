@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_students import SIZE, tiny_model
+from tiny_students import SIZE, tiny_model, with_statistics
 from torch import Tensor
 
 from mtyolo.checkpoint import save_weights
@@ -30,7 +30,7 @@ def images(seed: int = 0, count: int = 2) -> Tensor:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
-    return str(save_weights(tiny_model(seed=1, **BRANCHES), tmp_path / "teacher.safetensors"))
+    return str(save_weights(with_statistics(tiny_model(seed=1, **BRANCHES)), tmp_path / "teacher.safetensors"))
 
 
 def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 0) -> Opened:
