@@ -74,8 +74,8 @@ class StageConfig(Strict):
         return self.objective == "align" or self.align > 0
 
 
-class PlanConfig(Strict):
-    """A whole plan file."""
+class Stages(Strict):
+    """What a model is trained by."""
 
     balance: Literal[BALANCES] = "fixed"  # type: ignore[valid-type]
     task_weights: dict[TASK, Factor] = {}
@@ -83,12 +83,58 @@ class PlanConfig(Strict):
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _names_differ(self) -> PlanConfig:
-        names = [stage.name for stage in self.stages]
-        twice = next((name for name in names if names.count(name) > 1), None)
+    def _names_differ(self) -> Stages:
+        twice = _twice([stage.name for stage in self.stages])
         if twice:
             raise ValueError(f"two stages are called {twice!r}; checkpoints and plots name stages: give each its own")
         return self
+
+    @property
+    def teachers(self) -> list[str]:
+        """The `weights` of all of them."""
+        return [teacher.weights for stage in self.stages if stage.distill for teacher in stage.distill.teachers]
+
+
+class AssistantConfig(Stages):
+    """A teacher assistant: a model between teacher and student in size, which learns from the one and then teaches the
+    other. Mirzadeh et al. 2020, arXiv:1902.03393."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """What a teacher's `weights` call it."""
+    model: str | dict[str, Any]
+    """A model file, one that ships with mtyolo by its name, or its content; for the student's classes and points."""
+    weights: str | None = None
+    """An official checkpoint to begin from. Default: what the model file says."""
+    epochs: Positive | None = None
+    """Default: the run's."""
+
+
+class PlanConfig(Stages):
+    """A whole plan file."""
+
+    assistants: list[AssistantConfig] = []
+    """Trained one after the other before the first stage, each in a folder of the run."""
+
+    @model_validator(mode="after")
+    def _assistants_teach(self) -> PlanConfig:
+        names = [assistant.name for assistant in self.assistants]
+        twice = _twice(names)
+        if twice:
+            raise ValueError(f"two assistants are called {twice!r}; teachers are found by name: give each its own")
+        for number, assistant in enumerate(self.assistants):
+            early = next((name for name in assistant.teachers if name in names[number:]), None)
+            if early:
+                raise ValueError(f"assistant {assistant.name!r} learns from {early!r}, which is not trained before it")
+            later = [*self.assistants[number + 1 :], self]
+            if not any(assistant.name in learner.teachers for learner in later):
+                raise ValueError(
+                    f"assistant {assistant.name!r} teaches nobody: name it as the weights of a teacher, or leave it out"
+                )
+        return self
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
@@ -111,4 +157,4 @@ def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
     raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")
 
 
-__all__ = ["BALANCES", "PlanConfig", "Positive", "StageConfig", "read_plan"]
+__all__ = ["BALANCES", "AssistantConfig", "PlanConfig", "Positive", "StageConfig", "read_plan"]

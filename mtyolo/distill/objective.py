@@ -30,6 +30,10 @@ BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
 """What a term needs from both models; all others need detect."""
 
 
+RUNS_WEIGHTS = ("best", "last")
+"""Files that every run leaves: what tells them apart is the folder."""
+
+
 @dataclass
 class Exchange:
     """Raw outputs of both on the same pictures, and what the terms make of them, each computed once."""
@@ -91,7 +95,8 @@ class Course:
 
     @property
     def name(self) -> str:
-        return Path(self.config.weights).stem
+        path = Path(self.config.weights)
+        return path.parent.name if path.stem in RUNS_WEIGHTS else path.stem
 
     @property
     def terms(self) -> list[str]:

@@ -64,6 +64,16 @@ def own_device(word: str) -> torch.device:
     return state.device
 
 
+def is_first() -> bool:
+    """To be asked after `own_device`."""
+    return bool(PartialState().is_main_process)
+
+
+def leave_processes() -> None:
+    """At the end of all training: the others need not wait for this process any more."""
+    PartialState().destroy_process_group()
+
+
 def from_first(make: Callable[[], Value]) -> Value:
     """What the first process makes, in all of them."""
     if processes() == 1:

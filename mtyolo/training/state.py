@@ -32,7 +32,12 @@ class RunState:
         self.model.config = self.model.config.with_known_adapters()
         self.settings = replace(self.settings, model=self.model.config.model_dump_json(exclude_none=True))
 
-    def save(self, work: StageWork | None) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """False as long as its assistants are trained, and nothing of its own."""
+        return bool(self.run.results) or self.position != Position()
+
+    def save(self, work: StageWork | None = None) -> None:
         """Write everything to the run's folder. work: None between stages."""
         content = {
             "settings": asdict(self.settings),

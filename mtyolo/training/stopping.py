@@ -18,6 +18,7 @@ class Interrupted(MtyoloError):
     def __init__(self, out: Path, signal_number: int | None) -> None:
         number = signal.SIGTERM if signal_number is None else signal.Signals(signal_number)
         super().__init__(f"{number.name}: saved; go on with: mtyolo train --resume {out}")
+        self.signal_number = signal_number
         self.exit_code = 128 + number
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.structures import Batch
+from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import read_state
 from mtyolo.training.ema import Ema
@@ -28,6 +30,8 @@ from mtyolo.training.processes import (
     any_process,
     copy_from_first,
     from_first,
+    is_first,
+    leave_processes,
     make_accelerator,
     own_device,
     sum_gradients,
@@ -69,6 +73,25 @@ def train(
     resumed run may import `package.module:Class` that its model names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
+    run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, trust=trust)
+    leave_processes()
+    return run
+
+
+def train_in_group(
+    model: Model | None,
+    data: Data | None,
+    plan: str | Path | Mapping[str, Any] | PlanConfig | None,
+    config: TrainConfig | None,
+    out: str | Path | None,
+    resume: str | Path | None,
+    features: str | Path | None = None,
+    judge: Judge | None = None,
+    *,
+    progress: bool,
+    trust: bool,
+) -> Run:
+    """The same among processes that stay together: the student follows its assistants."""
     saved = read_state(resume) if resume is not None else None
     settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
     config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
@@ -77,7 +100,15 @@ def train(
     splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
     own_device(config.device)
-    folder = from_first(lambda: run_folder(out, resume))
+    folder, shown = from_first(lambda: run_folder(out, resume)), progress and is_first()
+    if plan.assistants:
+        if saved is None:
+            set_seed(config.seed)  # as it is where the student's own training begins
+            from_first(RunState(model, Ema(model, config.ema_decay), Run(folder), settings).save)
+        opened = data or settings.opened_data()
+        own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust)
+        plan = Assistants(model, folder, config, own, Display(shown, 0).say, trust).teach(plan)
+        stages = plan_stages(plan, config, model)
     accelerator = make_accelerator(config, folder)
     set_seed(config.seed)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -88,9 +119,9 @@ def train(
         state.load(saved)
     place = settings.features
     store = open_store(place, model, splits, config, stages, accelerator.device) if place else None
-    with stop_on_signals() as stop, Display(progress, stages[-1].first_epoch + stages[-1].epochs) as display:
+    with stop_on_signals() as stop, Display(shown, stages[-1].first_epoch + stages[-1].epochs) as display:
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
-        run_stages(state, stages, tools, saved)
+        run_stages(state, stages, tools, saved if saved and state.has_begun else None)
     return state.run
 
 
@@ -130,7 +161,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
-    tools.accelerator.end_training()
+    for tracker in tools.accelerator.trackers:
+        tracker.finish()
 
 
 def ends_early(state: RunState, stage: Stage, tools: Tools) -> bool:

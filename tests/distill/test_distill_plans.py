@@ -36,6 +36,7 @@ FIRST_BLOCKS = tuple(f"graph.layers.{number}." for number in (2, 4, 6))
 
 WHAT_MOVES = {
     "distill-outputs": [ALL],
+    "distill-in-two-steps": [ALL],
     "distill-features": [Moves(("",), ("",), FIRST_BLOCKS), ALL],
     "distill-two-teachers": [Moves(("branches.",), ("branches.",)), ALL],
     # Without labels nobody teaches masks and points; their branches are trained all the same.
@@ -59,7 +60,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("teachers")
     detector = save_weights(certain(shape_model(1, width=0.1)), folder / "yolov5s.safetensors")
     pose = family_file(folder, "yolo11n-pose.yaml", names={0: CLASSES[0], 1: "person"}, kpt_shape=[POINTS, 3])
-    return {"yolov5s.pt": str(detector), "yolo11n-pose.pt": str(pose)}
+    return {"yolov5s.pt": str(detector), "medium": str(detector), "yolo11n-pose.pt": str(pose)}
 
 
 def with_teachers(plan: PlanConfig, teachers: Mapping[str, str]) -> list[dict[str, Any]]:

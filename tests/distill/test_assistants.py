@@ -1,0 +1,187 @@
+"""Assistants of a plan: trained first, by their own stages, and then teaching; cut short and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from shape_runs import NAMES, SCALED, SIDE, Marks, shape_config, shape_model, teacher_file
+
+from mtyolo.checkpoint import load
+from mtyolo.config.model import shipped_configs
+from mtyolo.config.plan import read_plan
+from mtyolo.config.reading import read_yaml
+from mtyolo.distill.teachers import Teacher
+from mtyolo.errors import ConfigError
+from mtyolo.training.judging import Judge
+from mtyolo.training.run import Run
+from mtyolo.training.stopping import Interrupted
+from mtyolo.training.train import train
+
+WIDTH = 0.1
+
+
+def model_of(width: float) -> dict[str, Any]:
+    graph = read_yaml(shipped_configs() / "yolov5n.yaml").content | {"width_multiple": width, "depth_multiple": 0.1}
+    return {"detector": {"graph": graph}}
+
+
+def stage_from(weights: str, name: str = "d", **options: Any) -> dict[str, Any]:
+    return {"name": name, "augment": False, "distill": {"teachers": [{"weights": weights, "output": SCALED}]}} | options
+
+
+def plan_of(teacher: str, **options: Any) -> dict[str, Any]:
+    """Large to medium to small."""
+    medium = {"name": "medium", "model": model_of(WIDTH), "epochs": 2, "stages": [stage_from(teacher)]} | options
+    return {"assistants": [medium], "stages": [stage_from("medium")]}
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    return teacher_file(tmp_path)
+
+
+def run_plan(plan: Mapping[str, Any], shapes: Path, out: Path, judge: Judge | None = None, **options: Any) -> Run:
+    return train(shape_model(), shapes, plan=plan, config=shape_config(**options), out=out, judge=judge, progress=False)
+
+
+def test_an_assistant_learns_first_and_then_teaches(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    marks = Marks(teacher=0.9, student=0.1)
+    run = run_plan(plan_of(teacher), shapes, tmp_path / "run", Judge(marks))
+    own = tmp_path / "run" / "assistants" / "medium"
+    medium, small = load(own / "best.safetensors"), load(run.best)
+    assert medium.names == small.names == NAMES
+    assert sum(p.numel() for p in medium.parameters()) > sum(p.numel() for p in small.parameters())
+    assert len((own / "results.csv").read_text().splitlines()) == 1 + 1 + 2, "a head, the start, and its own two epochs"
+    teachers = [asked for asked, _ in marks.asked if isinstance(asked, Teacher)]
+    sizes = [sum(p.numel() for p in one.parameters()) for one in teachers]
+    assert sizes == [sum(p.numel() for p in load(path).parameters()) for path in (teacher, own / "best.safetensors")]
+    taught = teachers[1].source.state_dict()
+    assert all(torch.equal(taught[name], value) for name, value in medium.state_dict().items())
+
+
+def test_assistants_may_teach_assistants(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    plan = plan_of(teacher, epochs=1)
+    second = {"name": "second", "model": model_of(0.05), "stages": [stage_from("medium")]}
+    plan = {"assistants": [*plan["assistants"], second], "stages": [stage_from("second")]}
+    marks = Marks(teacher=0.9, student=0.1)
+    run_plan(plan, shapes, tmp_path / "run", Judge(marks))
+    found = [asked.source.state_dict() for asked, _ in marks.asked if isinstance(asked, Teacher)]
+    files = [teacher] + [tmp_path / "run" / "assistants" / name / "best.safetensors" for name in ("medium", "second")]
+    for tensors, file in zip(found, files, strict=True):
+        assert all(torch.equal(tensors[name], value) for name, value in load(file).state_dict().items())
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 6])
+def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
+    step: int, teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six pictures in batches of three: the assistant's steps are 1 to 4, the student's 5 and 6."""
+    torch.set_num_threads(1)
+    from mtyolo.training import train as loop
+
+    plan, whole_step, steps = plan_of(teacher), loop.training_step, []
+    whole = run_plan(plan, shapes, tmp_path / "whole")
+
+    def interrupted(*arguments: Any) -> bool:
+        steps.append(1)
+        return whole_step(*arguments) or len(steps) == step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", interrupted)
+        with pytest.raises(Interrupted, match=rf"--resume {tmp_path / 'cut'}$"):
+            run_plan(plan, shapes, tmp_path / "cut")
+    cut = train(resume=tmp_path / "cut", progress=False)
+    for weights in ("last.safetensors", "assistants/medium/last.safetensors"):
+        one, other = load_file(whole.out / weights), load_file(cut.out / weights)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), weights
+
+
+def test_what_is_trained_is_not_trained_again(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_plan(plan_of(teacher), shapes, tmp_path / "run")
+    weights = (tmp_path / "run/assistants/medium/last.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr("mtyolo.training.train.training_step", lambda *_: pytest.fail("a step"))
+    assert train(resume=run.out, progress=False).results == run.results
+    assert (tmp_path / "run/assistants/medium/last.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": [{"name": "alone"}]}, "assistant 'medium' teaches nobody"),
+        ({"assistants": "twice"}, "two assistants are called 'medium'"),
+        ({"assistants": "early"}, "'medium' learns from 'second', which is not trained before it"),
+        ({"assistants": "itself"}, "'medium' learns from 'medium', which is not trained before it"),
+        ({"assistants": "path"}, "String should match pattern"),
+    ],
+)
+def test_plans_that_can_not_be_meant_are_refused(change: dict[str, Any], message: str) -> None:
+    medium = plan_of("teacher.pt")["assistants"][0]
+    second = medium | {"name": "second"}
+    lists = {
+        "twice": [medium, medium],
+        "early": [medium | {"stages": [stage_from("second")]}, second],
+        "itself": [medium | {"stages": [stage_from("medium")]}],
+        "path": [medium | {"name": "../medium"}],
+    }
+    plan = plan_of("teacher.pt") | change
+    if isinstance(plan["assistants"], str):
+        plan["assistants"] = lists[plan["assistants"]]
+    with pytest.raises(ConfigError, match=message):
+        read_plan(plan)
+
+
+def test_an_assistant_whose_model_is_not_there_is_named(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"assistant 'medium'.*yolov5q.yaml"):
+        run_plan(plan_of(teacher, model="yolov5q.yaml"), shapes, tmp_path / "run")
+
+
+def test_the_shipped_plan_runs_with_a_teacher_put_in(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    plan = json.loads(read_plan("distill-in-two-steps").model_dump_json().replace("yolov5l.pt", teacher))
+    run = run_plan(plan, shapes, tmp_path / "run")
+    assert float(run.results[-1]["loss/distill.scaled"] or 0) > 0
+    assert load(run.out / "assistants" / "medium" / "last.safetensors").config.detector.graph["width_multiple"] == 0.5
+
+
+@pytest.mark.slow
+def test_in_two_processes_the_student_follows_its_assistant(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    plan = plan_of(teacher, epochs=1)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(model_of(0.05)))
+    options = f"--imgsz {SIDE} --batch 4 --epochs 1 --workers 0 --device cpu --out {tmp_path / 'run'}"
+    call = f"train -m {tmp_path / 'student.yaml'} -d {shapes} --plan {tmp_path / 'plan.yaml'} {options}"
+    shared = {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(22000 + os.getpid() % 20000),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mtyolo", *call.split()],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert "assistant medium: begins" in said[0]
+    assert "the student's turn" in said[0]
+    assert "assistant" not in said[1], "only the first process speaks"
+    assert (tmp_path / "run" / "best.safetensors").exists()
