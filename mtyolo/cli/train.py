@@ -9,6 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import say
+from mtyolo.config.plan import read_plan
 from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.config.training import AugmentConfig, TrainConfig
 
@@ -119,6 +120,10 @@ def train(
         raise typer.BadParameter("a new run needs --model and --data; --resume FOLDER goes on with one")
     given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields}
     automatic = given["batch"] == AUTOMATIC
+    if automatic and plan is not None and read_plan(plan).assistants:
+        raise typer.BadParameter(
+            "--batch auto measures the student, and the plan's assistants may be larger; say how many"
+        )
     settings = _settings(config, given | {"batch": None} if automatic else given, no_augment)
 
     from accelerate.utils import set_seed
@@ -156,7 +161,6 @@ def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
 
 def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> None:
     """Options that every stage of the plan overrules would otherwise be ignored in silence."""
-    from mtyolo.config.plan import read_plan
     from mtyolo.training.settings import default_plan
 
     name = plan or default_plan(model)

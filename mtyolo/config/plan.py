@@ -133,6 +133,15 @@ class PlanConfig(Stages):
         return self
 
 
+def _with_models_beside(plan: PlanConfig, file: Path) -> PlanConfig:
+    """Model files that lie beside the plan's, found from anywhere."""
+    assistants = []
+    for assistant in plan.assistants:
+        found = resolve_beside(assistant.model, file) if isinstance(assistant.model, str) else None
+        assistants.append(assistant.model_copy(update={"model": str(found.absolute())}) if found else assistant)
+    return plan.model_copy(update={"assistants": assistants})
+
+
 def _twice(names: list[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
@@ -151,7 +160,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:
-            return validate(PlanConfig, read_yaml(found))
+            return _with_models_beside(validate(PlanConfig, read_yaml(found)), found)
     shipped = [path.stem for path in sorted((shipped_configs() / "plans").glob("*.yaml"))]
     close = get_close_matches(Path(plan).stem, shipped, n=1, cutoff=0.5)
     raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")

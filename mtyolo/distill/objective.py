@@ -96,7 +96,8 @@ class Course:
     @property
     def name(self) -> str:
         path = Path(self.config.weights)
-        return path.parent.name if path.stem in RUNS_WEIGHTS else path.stem
+        folders = [folder.name for folder in path.parents if folder.name not in ("", "weights")]
+        return folders[0] if path.stem in RUNS_WEIGHTS and folders else path.stem
 
     @property
     def terms(self) -> list[str]:

@@ -179,7 +179,8 @@ class _WeightedSum(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         slopes, columns, shares = ctx.saved_tensors
-        found = slopes * (columns * gradient).to(slopes.dtype)
+        # Not rounded before they meet: a weight by itself may be too small for half precision.
+        found = (slopes * (columns * gradient)).to(slopes.dtype)
         if shares is not None:
             _rows(found).mul_(shares[:, None])
         return found, None, None, None, None
@@ -217,7 +218,7 @@ def _negated(logits: Tensor) -> Tensor:
     """Those of `off`, without extremes: their sigmoids are never zero.
 
     softplus(x) = -log(sigmoid(-x)): half of the exponentials and logarithms that softplus and sigmoid take apart. The
-    price is an absolute error of 1e-7 in single precision, which hides only what is too small to teach anything.
+    price is an absolute error of 1e-7 times the logits' distance, which hides only what is too small to teach.
     """
     return logits.neg().clamp_(-SATURATED, SATURATED)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Protocol
 
 from accelerate.utils import set_seed
 
-from mtyolo.assembly import build
-from mtyolo.config.plan import AssistantConfig, PlanConfig, StageConfig
+from mtyolo.assembly import build, resolve
+from mtyolo.config.model import ModelConfig, resolve_beside
+from mtyolo.config.plan import AssistantConfig, PlanConfig, StageConfig, Stages
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, read_state
-from mtyolo.training.processes import from_first
+from mtyolo.training.distilling import refuse
+from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
+from mtyolo.training.stages import plan_stages
 from mtyolo.training.stopping import Interrupted
 
 FOLDER = "assistants"
@@ -33,14 +37,26 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Assistants:
-    """Those of one run. folder: the student's, which is what goes on after an interruption."""
+    """Those of one run. folder: the student's, which is what goes on after an interruption. points: of the data."""
 
     student: Model
+    points: int | None
     folder: Path
     config: TrainConfig
     train: Train
     say: Callable[[str], None]
     trust: bool = False
+
+    def check(self, plan: PlanConfig, *, stored: bool) -> None:
+        """What can be known before hours are spent, of the student's stages, too. Raises ConfigError.
+
+        stored: does the student read a feature store?
+        """
+        for assistant in plan.assistants:
+            with naming(assistant):
+                plan_stages(_plan_of(assistant, assistant.stages), self._config(assistant), self._model(assistant))
+                _check_teachers(assistant, self.config, stored=False, known=plan)
+        _check_teachers(plan, self.config, stored=stored, known=plan)
 
     def teach(self, plan: PlanConfig) -> PlanConfig:
         """The plan with files in place of its assistants' names. What is there already is not trained again.
@@ -49,7 +65,8 @@ class Assistants:
         """
         weights: dict[str, str] = {}
         for assistant in plan.assistants:
-            weights[assistant.name] = self._weights(assistant, taught_by(assistant.stages, weights))
+            with naming(assistant):
+                weights[assistant.name] = self._weights(assistant, taught_by(assistant.stages, weights))
         self.say("assistants are trained; the student's turn")
         return plan.model_copy(update={"stages": taught_by(plan.stages, weights)})
 
@@ -59,9 +76,7 @@ class Assistants:
         done, begun = from_first(partial(_progress, out, len(stages)))
         if not done:
             self.say(f"assistant {assistant.name}: {'goes on' if begun else 'begins'}, in {out}")
-            plan = PlanConfig(balance=assistant.balance, task_weights=assistant.task_weights, stages=stages)
-            epochs = assistant.epochs or self.config.epochs
-            config = self.config.model_copy(update={"epochs": epochs, "freeze_epochs": None})
+            plan, config = _plan_of(assistant, stages), self._config(assistant)
             model = None if begun else self._model(assistant)
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
@@ -71,11 +86,47 @@ class Assistants:
 
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
-        names, points = self.student.names, self.student.keypoints
-        try:
-            return build(assistant.model, weights=assistant.weights, names=names, points=points, trust=self.trust)
-        except MtyoloError as error:
-            raise ConfigError(f"plan: assistant {assistant.name!r}: {error}") from None
+        chosen = ModelConfig.model_validate(assistant.model) if isinstance(assistant.model, dict) else assistant.model
+        points = self.student.keypoints or self.points
+        return build(chosen, weights=assistant.weights, names=self.student.names, points=points, trust=self.trust)
+
+    def _config(self, assistant: AssistantConfig) -> TrainConfig:
+        epochs = assistant.epochs or self.config.epochs
+        return self.config.model_copy(update={"epochs": epochs, "freeze_epochs": None})
+
+
+def with_whole_models(plan: PlanConfig) -> PlanConfig:
+    """Assistants' models with all that their files say inside, so that a run can be resumed from its folder alone."""
+    assistants = []
+    for assistant in plan.assistants:
+        with naming(assistant):
+            model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)
+        assistants.append(assistant.model_copy(update={"model": model, "weights": None}))
+    return plan.model_copy(update={"assistants": assistants})
+
+
+@contextmanager
+def naming(assistant: AssistantConfig) -> Iterator[None]:
+    """Errors inside say whose they are."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except MtyoloError as error:
+        raise ConfigError(f"plan: assistant {assistant.name!r}: {error}") from None
+
+
+def _plan_of(assistant: AssistantConfig, stages: list[StageConfig]) -> PlanConfig:
+    return PlanConfig(balance=assistant.balance, task_weights=assistant.task_weights, stages=stages)
+
+
+def _check_teachers(learner: Stages, config: TrainConfig, *, stored: bool, known: PlanConfig) -> None:
+    for stage in learner.stages:
+        refuse(stage, config, stored=stored, processes=processes())
+    names = [assistant.name for assistant in known.assistants]
+    for weights in learner.teachers:
+        if weights not in names and not Path(weights).exists() and resolve_beside(weights, Path("plan.yaml")) is None:
+            raise ConfigError(f"plan: teacher {weights}: no such file, and no assistant of this name")
 
 
 def _progress(out: Path, stages: int) -> tuple[bool, bool]:
@@ -98,4 +149,4 @@ def taught_by(stages: Sequence[StageConfig], weights: Mapping[str, str]) -> list
     return found
 
 
-__all__ = ["Assistants", "taught_by"]
+__all__ = ["Assistants", "with_whole_models"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 
-from mtyolo.config.distill import DistillConfig
+from mtyolo.config.plan import StageConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.distill.objective import Course, Distiller, make_distiller
@@ -52,7 +52,7 @@ def stage_distiller(
     """The teachers that a stage names. Raises ConfigError for what can not go together."""
     if stage.config.distill is None:
         return None
-    _refuse(stage, stage.config.distill, config, stored=store is not None, accelerator=accelerator)
+    refuse(stage.config, config, stored=store is not None, processes=accelerator.num_processes)
     return make_distiller(
         stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=split.sigmas
     )
@@ -65,15 +65,16 @@ def repeats(stage: Stage) -> int | None:
     return min(numbers, default=None)
 
 
-def _refuse(
-    stage: Stage, distill: DistillConfig, config: TrainConfig, *, stored: bool, accelerator: Accelerator
-) -> None:
-    place = f"plan: stage {stage.name!r}: distill"
-    own = stage.config.augment
+def refuse(stage: StageConfig, config: TrainConfig, *, stored: bool, processes: int) -> None:
+    """Raises ConfigError for teachers who ask for what the stage is not. stored: does it read a feature store?"""
+    distill, place = stage.distill, f"plan: stage {stage.name!r}: distill"
+    if distill is None:
+        return
+    own = stage.augment
     varies = own if isinstance(own, AugmentConfig) else config.augment if own else None
     # A store's views are the same in every epoch, and what a plan says for pixels does not move them.
     moves = not stored and varies is not None and any(varies.model_dump().values())
-    if stage.config.aligns:
+    if stage.aligns:
         raise ConfigError(f"{place}: joins the objective tasks; align has a teacher of its own")
     if moves and any(teacher.cache is True for teacher in distill.teachers):
         raise ConfigError(
@@ -81,7 +82,7 @@ def _refuse(
             "set augment: false, or cache: 8 for eight draws that repeat"
         )
     gradient = any(term.method == "gradient" for teacher in distill.teachers for term in teacher.feature_terms)
-    if accelerator.num_processes > 1 and (distill.three_times or distill.dynamic or gradient):
+    if processes > 1 and (distill.three_times or distill.dynamic or gradient):
         raise ConfigError(
             f"{place}: three_times, dynamic and gradient (of per-level, too) look at one process's losses; run them in "
             "one process"
@@ -115,4 +116,4 @@ def _needed(course: Course) -> tuple[int | None, ...]:
     return teacher.columns if teacher is not None and "detect" in course.tasks else ()
 
 
-__all__ = ["DISTILL", "DistilledObjective", "repeats", "stage_distiller", "teacher_reports"]
+__all__ = ["DISTILL", "DistilledObjective", "refuse", "repeats", "stage_distiller", "teacher_reports"]

@@ -12,6 +12,7 @@ from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
+from mtyolo.training.assistants import with_whole_models
 from mtyolo.training.splits import Data
 
 PROTECTIVE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "all-at-once"
@@ -43,7 +44,7 @@ def settle(
     """Settings of a new run. Raises ConfigError where model or data are missing."""
     if model is None or data is None:
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
-    chosen = read_plan(plan if plan is not None else default_plan(model))
+    chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     inline = isinstance(data, DataConfig)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),

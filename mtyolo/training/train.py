@@ -90,8 +90,10 @@ def train_in_group(
     *,
     progress: bool,
     trust: bool,
+    followed: bool = False,
 ) -> Run:
-    """The same among processes that stay together: the student follows its assistants."""
+    """The same among processes that stay together. followed: by another training, as an assistant's is by the
+    student's; then a signal interrupts at the end, too."""
     saved = read_state(resume) if resume is not None else None
     settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
     config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
@@ -99,15 +101,18 @@ def train_in_group(
         model = saved_model(settings, saved, trust=trust)
     splits = open_splits(data or settings.opened_data(), model)
     stages = plan_stages(plan, config, model)
-    own_device(config.device)
+    device = own_device(config.device)
     folder, shown = from_first(lambda: run_folder(out, resume)), progress and is_first()
+    store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
     if plan.assistants:
+        opened = data or settings.opened_data()
+        own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
+        assistants = Assistants(model, splits[0].points, folder, config, own, Display(shown, 0).say, trust)
         if saved is None:
+            assistants.check(plan, stored=store is not None)
             set_seed(config.seed)  # as it is where the student's own training begins
             from_first(RunState(model, Ema(model, config.ema_decay), Run(folder), settings).save)
-        opened = data or settings.opened_data()
-        own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust)
-        plan = Assistants(model, folder, config, own, Display(shown, 0).say, trust).teach(plan)
+        plan = assistants.teach(plan)
         stages = plan_stages(plan, config, model)
     accelerator = make_accelerator(config, folder)
     set_seed(config.seed)
@@ -117,11 +122,11 @@ def train_in_group(
     state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
     if saved:
         state.load(saved)
-    place = settings.features
-    store = open_store(place, model, splits, config, stages, accelerator.device) if place else None
     with stop_on_signals() as stop, Display(shown, stages[-1].first_epoch + stages[-1].epochs) as display:
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
+        if followed and any_process([stop.asked], device)[0]:
+            raise Interrupted(folder, stop.signal_number)
     return state.run
 
 

@@ -98,6 +98,7 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
         (["--batch", "many"], ["batch", "integer", "'many'"]),
         (["--freeze-det", "--plan", "all-at-once"], ["--freeze-det", "--plan"]),
         (["--frezze-det"], ["--frezze-det", "--freeze-det"]),
+        (["--batch", "auto", "--plan", "distill-in-two-steps"], ["--batch auto", "assistants"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,16 +15,20 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from shape_runs import NAMES, SCALED, SIDE, Marks, shape_config, shape_model, teacher_file
+from shape_runs import NAMES, POINTS, SCALED, SIDE, Marks, shape_config, shape_model, teacher_file
 
 from mtyolo.checkpoint import load
+from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.model import shipped_configs
-from mtyolo.config.plan import read_plan
+from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.reading import read_yaml
+from mtyolo.distill.lessons import Opened
+from mtyolo.distill.objective import Course
 from mtyolo.distill.teachers import Teacher
 from mtyolo.errors import ConfigError
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
+from mtyolo.training.settings import settle
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
@@ -85,12 +90,14 @@ def test_assistants_may_teach_assistants(teacher: str, shapes: Path, tmp_path: P
 def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
     step: int, teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six pictures in batches of three: the assistant's steps are 1 to 4, the student's 5 and 6."""
+    """Six pictures in batches of three: the assistant's steps are 1 to 4, the student's 5 and 6. Weights of losses are
+    drawn at random in each."""
     torch.set_num_threads(1)
     from mtyolo.training import train as loop
 
-    plan, whole_step, steps = plan_of(teacher), loop.training_step, []
-    whole = run_plan(plan, shapes, tmp_path / "whole")
+    plan, whole_step, steps = plan_of(teacher, balance="random") | {"balance": "random"}, loop.training_step, []
+    judge = Judge(Marks(teacher=0.9, student=0.1))
+    whole = run_plan(plan, shapes, tmp_path / "whole", judge)
 
     def interrupted(*arguments: Any) -> bool:
         steps.append(1)
@@ -99,12 +106,32 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "training_step", interrupted)
         with pytest.raises(Interrupted, match=rf"--resume {tmp_path / 'cut'}$"):
-            run_plan(plan, shapes, tmp_path / "cut")
-    cut = train(resume=tmp_path / "cut", progress=False)
-    for weights in ("last.safetensors", "assistants/medium/last.safetensors"):
+            run_plan(plan, shapes, tmp_path / "cut", judge)
+    cut = train(resume=tmp_path / "cut", judge=judge, progress=False)
+    assert cut.results == whole.results
+    for weights in ("last.safetensors", "assistants/medium/last.safetensors", "assistants/medium/best.safetensors"):
         one, other = load_file(whole.out / weights), load_file(cut.out / weights)
         assert one.keys() == other.keys()
         assert all(torch.equal(value, other[name]) for name, value in one.items()), weights
+
+
+def test_a_signal_after_an_assistants_last_step_stops_before_the_student(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtyolo.training import train as loop
+
+    end_stage = loop.end_stage
+
+    def signalled(*arguments: Any) -> None:
+        end_stage(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "end_stage", signalled)
+        with pytest.raises(Interrupted, match=rf"SIGTERM.*--resume {tmp_path / 'run'}$"):
+            run_plan(plan_of(teacher), shapes, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+    assert len(train(resume=tmp_path / "run", progress=False).results) == 1
 
 
 def test_what_is_trained_is_not_trained_again(
@@ -143,9 +170,74 @@ def test_plans_that_can_not_be_meant_are_refused(change: dict[str, Any], message
         read_plan(plan)
 
 
-def test_an_assistant_whose_model_is_not_there_is_named(teacher: str, shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"assistant 'medium'.*yolov5q.yaml"):
-        run_plan(plan_of(teacher, model="yolov5q.yaml"), shapes, tmp_path / "run")
+SECOND = {"name": "second", "model": "yolov5q.yaml", "stages": [stage_from("medium")]}
+CACHED = {"name": "d", "distill": {"teachers": [{"weights": "medium", "output": SCALED, "cache": True}]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "yolov5q.yaml"}, r"assistant 'medium'.*yolov5q.yaml"),
+        ({"weights": "absent.pt"}, r"assistant 'medium'.*absent.pt"),
+        ({"stages": [stage_from("absent.pt")]}, r"assistant 'medium'.*teacher absent.pt: no such file"),
+        ({"stages": [stage_from("absent.pt", train=["detector.99"])]}, r"assistant 'medium'.*99"),
+        ({"second": SECOND}, r"assistant 'second'.*yolov5q.yaml"),
+        ({"student": [stage_from("medium"), stage_from("absent.pt", "e")]}, r"teacher absent.pt: no such file"),
+        ({"student": [CACHED]}, r"stage 'd': distill: cache: true never meets the same picture twice"),
+    ],
+)
+def test_what_is_wrong_is_said_before_an_assistant_is_trained(
+    change: dict[str, Any], message: str, teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = dict(change)
+    student, second = change.pop("student", None), change.pop("second", None)
+    plan = plan_of(teacher, **change)
+    plan["assistants"] += [second] if second else []
+    plan["stages"] = student or [stage_from("second" if second else "medium")]
+    monkeypatch.setattr("mtyolo.training.train.training_step", lambda *_: pytest.fail("a step"))
+    with pytest.raises(ConfigError, match=message):
+        run_plan(plan, shapes, tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_store_that_does_not_fit_is_said_before_an_assistant_is_trained(
+    teacher: str, shapes: Path, tmp_path: Path
+) -> None:
+    config = shape_config()
+    with pytest.raises(ConfigError, match="still need the images"):
+        train(shape_model(), shapes, plan=plan_of(teacher), config=config, out=tmp_path / "run", features=tmp_path)
+    assert not (tmp_path / "run" / "assistants").exists()
+
+
+def test_an_assistant_may_know_points_that_the_student_does_not(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    model = model_of(WIDTH) | {"tasks": {"detect": {}, "keypoint": {}}}
+    run_plan(plan_of(teacher, model=model, epochs=1), shapes, tmp_path / "run")
+    assert load(tmp_path / "run/assistants/medium/last.safetensors").keypoints == POINTS
+
+
+def test_a_model_beside_the_plan_is_found_and_kept(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    (folder / "medium.yaml").write_text(yaml.safe_dump(model_of(WIDTH)))
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan_of(teacher, model="medium.yaml", epochs=1)))
+    settings = settle(shape_model(), shapes, folder / "plan.yaml", None, None)
+    (assistant,) = PlanConfig.model_validate_json(settings.plan).assistants
+    assert isinstance(assistant.model, dict)
+    assert assistant.model["detector"]["graph"]["width_multiple"] == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("best.safetensors", "best"),
+        ("runs/assistants/medium/best.safetensors", "medium"),
+        ("exp1/weights/best.pt", "exp1"),
+        ("weights/yolov5s.pt", "yolov5s"),
+    ],
+)
+def test_a_teacher_is_called_by_what_tells_it_apart(weights: str, name: str) -> None:
+    config = TeacherConfig.model_validate({"weights": weights, "output": SCALED})
+    assert Course(config, Opened(None, None, (), {}), []).name == name  # type: ignore[arg-type]
 
 
 def test_the_shipped_plan_runs_with_a_teacher_put_in(teacher: str, shapes: Path, tmp_path: Path) -> None:
@@ -179,7 +271,11 @@ def test_in_two_processes_the_student_follows_its_assistant(teacher: str, shapes
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in pair]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
     assert [process.returncode for process in pair] == [0, 0], said
     assert "assistant medium: begins" in said[0]
     assert "the student's turn" in said[0]
