@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Protocol
 
 from accelerate.utils import set_seed
 
-from mtyolo.assembly import build, resolve
+from mtyolo.assembly import build
 from mtyolo.config.model import ModelConfig, resolve_beside
 from mtyolo.config.plan import AssistantConfig, PlanConfig, StageConfig, Stages
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import ConfigError, MtyoloError
+from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE, read_state
+from mtyolo.training.checkpoints import STATE, random_states, read_state, set_random_states
 from mtyolo.training.distilling import refuse
 from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
+from mtyolo.training.settings import naming
 from mtyolo.training.stages import plan_stages
+from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted
 
 FOLDER = "assistants"
@@ -37,41 +38,43 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Assistants:
-    """Those of one run. folder: the student's, which is what goes on after an interruption. points: of the data."""
+    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it."""
 
-    student: Model
+    state: RunState
     points: int | None
-    folder: Path
     config: TrainConfig
     train: Train
     say: Callable[[str], None]
     trust: bool = False
 
-    def check(self, plan: PlanConfig, *, stored: bool) -> None:
-        """What can be known before hours are spent, of the student's stages, too. Raises ConfigError.
+    def teach(self, plan: PlanConfig, *, stored: bool, resumed: bool) -> PlanConfig:
+        """The plan with files in place of its assistants' names. What is there already is not trained again.
 
-        stored: does the student read a feature store?
+        The student's state is saved first, so that its folder is what goes on after an interruption.
+        stored: does the student read a feature store? Raises what a training raises.
         """
+        random, weights = random_states(), dict[str, str]()
+        if not resumed:
+            self._check(plan, stored=stored)
+            set_random_states(random)
+            from_first(self.state.save)
+        for assistant in plan.assistants:
+            with naming(assistant):
+                weights[assistant.name] = self._weights(assistant, taught_by(assistant.stages, weights))
+        self.say("assistants are trained; the student's turn")
+        set_random_states(random)
+        return plan.model_copy(update={"stages": taught_by(plan.stages, weights)})
+
+    def _check(self, plan: PlanConfig, *, stored: bool) -> None:
+        """What can be known before hours are spent, of the student's stages, too. Raises ConfigError."""
         for assistant in plan.assistants:
             with naming(assistant):
                 plan_stages(_plan_of(assistant, assistant.stages), self._config(assistant), self._model(assistant))
                 _check_teachers(assistant, self.config, stored=False, known=plan)
         _check_teachers(plan, self.config, stored=stored, known=plan)
 
-    def teach(self, plan: PlanConfig) -> PlanConfig:
-        """The plan with files in place of its assistants' names. What is there already is not trained again.
-
-        Raises what a training raises.
-        """
-        weights: dict[str, str] = {}
-        for assistant in plan.assistants:
-            with naming(assistant):
-                weights[assistant.name] = self._weights(assistant, taught_by(assistant.stages, weights))
-        self.say("assistants are trained; the student's turn")
-        return plan.model_copy(update={"stages": taught_by(plan.stages, weights)})
-
     def _weights(self, assistant: AssistantConfig, stages: list[StageConfig]) -> str:
-        out = self.folder / FOLDER / assistant.name
+        out = self.state.run.out / FOLDER / assistant.name
         # The first process looks: another might find what that one has written since.
         done, begun = from_first(partial(_progress, out, len(stages)))
         if not done:
@@ -81,39 +84,18 @@ class Assistants:
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
             except Interrupted as interrupted:
-                raise Interrupted(self.folder, interrupted.signal_number) from None
+                raise Interrupted(self.state.run.out, interrupted.signal_number) from None
         return from_first(lambda: str(Run(out).best.absolute()))
 
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
         chosen = ModelConfig.model_validate(assistant.model) if isinstance(assistant.model, dict) else assistant.model
-        points = self.student.keypoints or self.points
-        return build(chosen, weights=assistant.weights, names=self.student.names, points=points, trust=self.trust)
+        names, points = self.state.model.names, self.state.model.keypoints or self.points
+        return build(chosen, weights=assistant.weights, names=names, points=points, trust=self.trust)
 
     def _config(self, assistant: AssistantConfig) -> TrainConfig:
         epochs = assistant.epochs or self.config.epochs
         return self.config.model_copy(update={"epochs": epochs, "freeze_epochs": None})
-
-
-def with_whole_models(plan: PlanConfig) -> PlanConfig:
-    """Assistants' models with all that their files say inside, so that a run can be resumed from its folder alone."""
-    assistants = []
-    for assistant in plan.assistants:
-        with naming(assistant):
-            model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)
-        assistants.append(assistant.model_copy(update={"model": model, "weights": None}))
-    return plan.model_copy(update={"assistants": assistants})
-
-
-@contextmanager
-def naming(assistant: AssistantConfig) -> Iterator[None]:
-    """Errors inside say whose they are."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except MtyoloError as error:
-        raise ConfigError(f"plan: assistant {assistant.name!r}: {error}") from None
 
 
 def _plan_of(assistant: AssistantConfig, stages: list[StageConfig]) -> PlanConfig:
@@ -149,4 +131,4 @@ def taught_by(stages: Sequence[StageConfig], weights: Mapping[str, str]) -> list
     return found
 
 
-__all__ = ["Assistants", "with_whole_models"]
+__all__ = ["Assistants"]

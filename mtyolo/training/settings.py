@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtyolo.assembly import resolve
 from mtyolo.config.data import DataConfig
-from mtyolo.config.plan import PlanConfig, read_plan
+from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.model import Model
-from mtyolo.training.assistants import with_whole_models
 from mtyolo.training.splits import Data
+from mtyolo.training.stopping import Interrupted
 
 PROTECTIVE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "all-at-once"
 """Without a plan: a detector with official weights is protected, one without has nothing to lose."""
@@ -58,3 +60,24 @@ def settle(
 
 def default_plan(model: Model) -> str:
     return PROTECTIVE_PLAN if model.config.detector.weights else PLAIN_PLAN
+
+
+def with_whole_models(plan: PlanConfig) -> PlanConfig:
+    """Assistants' models with all that their files say inside, so that a run can be resumed from its folder alone."""
+    assistants = []
+    for assistant in plan.assistants:
+        with naming(assistant):
+            model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)
+        assistants.append(assistant.model_copy(update={"model": model, "weights": None}))
+    return plan.model_copy(update={"assistants": assistants})
+
+
+@contextmanager
+def naming(assistant: AssistantConfig) -> Iterator[None]:
+    """Errors inside say whose they are."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except MtyoloError as error:
+        raise ConfigError(f"plan: assistant {assistant.name!r}: {error}") from None

@@ -103,25 +103,15 @@ def train_in_group(
     stages = plan_stages(plan, config, model)
     device = own_device(config.device)
     folder, shown = from_first(lambda: run_folder(out, resume)), progress and is_first()
+    state = make_state(model, settings, folder, device, saved)
     store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
     if plan.assistants:
         opened = data or settings.opened_data()
         own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
-        assistants = Assistants(model, splits[0].points, folder, config, own, Display(shown, 0).say, trust)
-        if saved is None:
-            assistants.check(plan, stored=store is not None)
-            set_seed(config.seed)  # as it is where the student's own training begins
-            from_first(RunState(model, Ema(model, config.ema_decay), Run(folder), settings).save)
-        plan = assistants.teach(plan)
+        assistants = Assistants(state, splits[0].points, config, own, Display(shown, 0).say, trust)
+        plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
         stages = plan_stages(plan, config, model)
     accelerator = make_accelerator(config, folder)
-    set_seed(config.seed)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if saved is None:
-        copy_from_first(model)  # what was left to chance
-    state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
-    if saved:
-        state.load(saved)
     with stop_on_signals() as stop, Display(shown, stages[-1].first_epoch + stages[-1].epochs) as display:
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
@@ -136,6 +126,21 @@ def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool
     inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
     given = stand_in(settings.features) if settings.features and not inside else None
     return assemble(config, weights=False, stand_in=given, trust=trust)
+
+
+def make_state(
+    model: Model, settings: Settings, folder: Path, device: torch.device, saved: dict[str, Any] | None
+) -> RunState:
+    """At its start, or as it was saved: the model on its device, alike in all processes, and the random states."""
+    config = TrainConfig.model_validate_json(settings.config)
+    set_seed(config.seed)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if saved is None:
+        copy_from_first(model)  # what was left to chance
+    state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
+    if saved:
+        state.load(saved)
+    return state
 
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
