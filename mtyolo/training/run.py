@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
 RUNS = Path("runs")
+UNFINISHED = re.compile(r"\.(.+\.)?\d+(\.[a-z]+)?")
+"""Names of files that are still being written."""
 PLOT_SECONDS = 20.0
 """A plot takes half a second, an epoch may take less: between plots, but for the one at the end."""
 
@@ -82,13 +85,22 @@ class Run:
             setattr(self, name, value)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """What a killed process was writing, under a name with its number."""
+    for path in folder.glob(".*"):
+        if path.is_file() and UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:
     """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there.
 
     Raises ConfigError where a new run would write over one that is there.
     """
     if resume is not None:
-        return Path(resume) if Path(resume).is_dir() else Path(resume).parent
+        folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
+        remove_unfinished(folder)
+        return folder
     if out is None:
         numbers = (RUNS / f"train{number if number > 1 else ''}" for number in range(1, 10**6))
         out = next(path for path in numbers if not path.exists())

@@ -146,7 +146,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script: Path, shape
     subprocess.run(command(script, shapes, out, "resume", 8, "train"), check=True, env=environment())
     found = torch.load(out / "state.pt", weights_only=True)["model"]
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert not [path for path in out.iterdir() if path.name.startswith(".") and path.stat().st_size == 0]
+    assert not list(out.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
+from mtyolo.training.run import run_folder
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
@@ -125,6 +126,15 @@ def test_a_finished_run_resumes_to_itself_and_is_not_written_over(
     assert states_are_equal(state_of(tmp_path)["model"], before)
     with pytest.raises(ConfigError, match=r"a run is already there; go on with --resume"):
         train(make_model(), shapes, config=config, out=tmp_path, progress=False)
+
+
+def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path: Path) -> None:
+    unfinished = (".state.pt.123", ".best.safetensors.7", ".results.csv.99", ".42.results.png", ".val_joint.42.jpg")
+    others = (".gitignore", ".notes.txt", "state.pt.123", "results.csv")
+    for name in (*unfinished, *others):
+        (tmp_path / name).touch()
+    assert run_folder(None, resume=tmp_path) == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x04."])
