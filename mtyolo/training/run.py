@@ -19,7 +19,7 @@ from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
 RUNS = Path("runs")
-UNFINISHED = re.compile(r"\.(.+\.)?\d+(\.[a-z]+)?")
+UNFINISHED = re.compile(r"\.(.+\.)?\d+(\.\w+)*")
 """Names of files that are still being written."""
 PLOT_SECONDS = 20.0
 """A plot takes half a second, an epoch may take less: between plots, but for the one at the end."""
