@@ -59,8 +59,12 @@ def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path
             assert found.features[number].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_answers_belong_to_their_question(weights: str, tmp_path: Path) -> None:
-    """Files are read beside the student's forward pass, from the moment of asking."""
+@pytest.mark.parametrize("busy", [False, True])
+def test_answers_belong_to_their_question(
+    busy: bool, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are read beside the student's forward pass, from the moment of asking, or when they are needed."""
+    monkeypatch.setattr("mtyolo.distill.saved._cores_are_busy", lambda device: busy)
     lessons = opened(weights, tmp_path / "lessons").lessons
     batches = images(), images(seed=1)
     expected = [lessons.ask(batch)().outputs.detect[0] for batch in batches]
