@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,9 @@ class SavedLessons:
 
         Files are read from now on by a thread, where a core has time for it.
         """
-        pixels = _pixels(images)
-        if _cores_are_busy(images.device):
-            return lambda: _lesson(self._complete(images, *self._find(pixels)), images.device)
-        reading = self._reader.submit(self._find, pixels)
-        return lambda: _lesson(self._complete(images, *reading.result()), images.device)
+        find = partial(self._find, _pixels(images))
+        found = find if _cores_are_busy(images.device) else self._reader.submit(find).result
+        return lambda: _lesson(self._complete(images, *found()), images.device)
 
     def _find(self, pixels: Pixels) -> tuple[list[Path], Arrays]:
         """Where the outputs are, and these, or nothing where some are missing.

@@ -89,9 +89,9 @@ class Assistants:
 
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
-        chosen = ModelConfig.model_validate(assistant.model) if isinstance(assistant.model, dict) else assistant.model
+        whole = ModelConfig.model_validate(assistant.model)  # the run's settings have what its files say
         names, points = self.state.model.names, self.state.model.keypoints or self.points
-        return build(chosen, weights=assistant.weights, names=names, points=points, trust=self.trust)
+        return build(whole, names=names, points=points, trust=self.trust)
 
     def _config(self, assistant: AssistantConfig) -> TrainConfig:
         epochs = assistant.epochs or self.config.epochs
