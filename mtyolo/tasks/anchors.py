@@ -69,7 +69,8 @@ def _takes(centres: Tensor, cells: Tensor) -> Tensor:
 
 def select_matches(matches: Matches, keep: Tensor) -> Matches:
     """keep: [N] bool."""
-    return Matches(*(field[keep] for field in matches))
+    kept = keep.nonzero().squeeze(1)  # once, as a GPU has to be waited for
+    return Matches(*(field[kept] for field in matches))
 
 
 def at_matches(level: Tensor, matches: Matches) -> Tensor:

@@ -52,6 +52,7 @@ class StageLoader:
         repeat: int | None = None,
         process: int = 0,
         processes: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         self.dataset: Any = loader.dataset
         self.views = views
@@ -63,7 +64,7 @@ class StageLoader:
             collate_fn=loader.collate_fn,
             persistent_workers=loader.num_workers > 0,
             worker_init_fn=loader.worker_init_fn,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # Its own generator: beginning an epoch must not move the random state that training draws from.
             generator=torch.Generator().manual_seed(seed),
         )

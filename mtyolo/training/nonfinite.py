@@ -35,8 +35,8 @@ class NonFiniteGuard:
     @torch.no_grad()
     def remember(self) -> None:
         """To be called before each forward pass."""
-        for kept, buffer in zip(self.kept, self.statistics, strict=True):
-            kept.copy_(buffer)
+        if self.statistics:
+            torch._foreach_copy_(self.kept, self.statistics)
 
     @torch.no_grad()
     def skip(self, batch: Batch, values: dict[str, Tensor]) -> None:

@@ -31,6 +31,9 @@ from mtyolo.training.processes import copy_from_first
 from mtyolo.training.stages import Stage, lr_scales
 from mtyolo.training.stored import training_batches
 
+FIRST_SCALE = 2.0**10
+"""Of gradients in half precision. torch's own, 2**16, is too large for gradients that are sums over a batch: with
+teachers, a run's first six steps and more were lost until it had shrunk."""
 LARGEST_WARMUP = 1 / 3
 """Of a stage; short stages would otherwise end before they are warm."""
 
@@ -139,7 +142,9 @@ def make_work(
         objective=objective,
         balancer=make_balancer(stage.config.balance or plan.balance, losses, weights),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"),
+        scaler=torch.amp.GradScaler(
+            accelerator.device.type, init_scale=FIRST_SCALE, enabled=accelerator.mixed_precision == "fp16"
+        ),
         loader=_loader(stage, model, split, config, store, accelerator),
         guard=NonFiniteGuard(model, split.records),
         parameters=[*(parameter for parameter in model.parameters() if parameter.requires_grad), *learned],
@@ -211,4 +216,5 @@ def _loader(
         repeat=repeats(stage),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
+        pin_memory=accelerator.device.type == "cuda",
     )

@@ -1,6 +1,6 @@
 """Forward pass and training step of YOLOv5n as mtyolo runs it, against the same network run plainly, in one run.
 
-    python tests/benchmarks/speed.py [--imgsz 320] [--batch 8] [--rounds 8]
+    python tests/benchmarks/speed.py [--imgsz 320] [--batch 8] [--rounds 8] [--device cpu]
 
 Plain: contiguous weights and images, float32. mtyolo: channels_last; beside it bf16 autocast. Rounds are interleaved,
 so that a busy machine disturbs all alike; the table shows medians and ratios.
@@ -48,13 +48,15 @@ def training_step(model: Model, images: torch.Tensor, targets: Targets) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def interleaved(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def interleaved(work: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each, all measured in every round."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name, run in work.items():
             start = time.perf_counter()
             run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if number:  # the first round warms up
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -65,16 +67,18 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     options = parser.parse_args()
-    ours = build("yolov5n.yaml").train()
+    device = options.device
+    ours = build("yolov5n.yaml").train().to(device)
     plain = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
-    images = torch.rand(options.batch, 3, options.imgsz, options.imgsz)
+    images = torch.rand(options.batch, 3, options.imgsz, options.imgsz, device=device)
     fast = images.contiguous(memory_format=torch.channels_last)
-    targets = targets_for(options.batch)
+    targets = targets_for(options.batch).to(device)
 
     def halved(step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 step()
 
         return run
@@ -91,9 +95,11 @@ def main() -> None:
             "channels_last, bf16": halved(lambda: training_step(ours, fast, targets)),
         },
     }
-    print(f"YOLOv5n, {options.imgsz} px, batch {options.batch}, {torch.get_num_threads()} threads; ms an image")
+    print(
+        f"YOLOv5n, {options.imgsz} px, batch {options.batch}, {device}, {torch.get_num_threads()} threads; ms an image"
+    )
     for kind, work in kinds.items():
-        seconds = interleaved(work, options.rounds)
+        seconds = interleaved(work, options.rounds, device)
         for name, value in seconds.items():
             print(f"{kind:14} {name:22} {value / options.batch * 1e3:8.1f} {seconds['plain'] / value:6.2f}x")
 

@@ -1,6 +1,6 @@
 """What a teacher costs in a training step, asked or with its outputs cached, side by side with no teacher.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/teachers_cost.py [--methods scaled,kl] [--folder runs/teachers_cost]
+    OMP_NUM_THREADS=1 python tests/benchmarks/teachers_cost.py [--methods scaled,kl] [--device cpu]
 
 The methods are those of `distillation.py`; students: YOLOv5n at half its width, and YOLOv5n. Batches of 8 at 320
 pixels, labels of coco_mini. A round is a step without a teacher, one that asks and one that reads, and their ratios are
@@ -42,7 +42,7 @@ def measure(folder: Path, model: Model, batch: Batch, method: dict[str, Any], ro
     for cached in (False, True):
         teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": cached, "folder": str(folder)}
         config = DistillConfig.model_validate({"teachers": [teacher | method]})
-        distiller = make_distiller(config, model, imgsz=SIZE, device=torch.device("cpu"))
+        distiller = make_distiller(config, model, imgsz=SIZE, device=model.anchors.device)
         objectives.append(DistilledObjective(tasks, distiller))
     times = [[step_seconds(model, objective, batch) for objective in objectives] for _ in range(WARM_UP + rounds)]
     ratios = [(plain, asked / plain, cached / plain) for plain, asked, cached in times[WARM_UP:]]
@@ -57,6 +57,8 @@ def step_seconds(model: Model, objective: Any, batch: Batch) -> float:
     torch.stack(list(losses.tasks.values())).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
+    if model.anchors.is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--methods", default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("runs/teachers_cost"), help="cached outputs")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     options = parser.parse_args()
     teachers = {name: method for name, method in METHODS.items() if method is not None}
     unknown = [label for label in options.methods.split(",") if label not in teachers]
@@ -74,12 +77,13 @@ def main() -> None:
     data = data_file(options.folder)
     split = load_split(data, "train")
     batch = next(iter(make_loader(Dataset(split, SIZE, None), BATCH, shuffle=False, workers=0, seed=0)))
+    batch = batch.to(options.device)
     print(f"{torch.get_num_threads()} threads")
     print("| student | teacher's terms | no teacher, s | asked | cached |\n|---|---|---:|---:|---:|")
     for name, model in (("width 0.125", student(data, 0)), ("YOLOv5n", build("yolov5n.yaml", data=data))):
         for label in options.methods.split(","):
             folder = options.folder / name / label
-            plain, asked, cached = measure(folder, model, batch, teachers[label], options.rounds)
+            plain, asked, cached = measure(folder, model.to(options.device), batch, teachers[label], options.rounds)
             print(f"| {name} | {label} | {plain:.3f} | {asked:.2f} | {cached:.2f} |", flush=True)
 
 

@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from shape_runs import ALL_TASKS, POINTS, SCALED, SIDE, certain, distilled, shape_config, shape_model
+from shape_runs import ALL_TASKS, POINTS, SCALED, SIDE, certain, distilled, shape_batch, shape_config, shape_model
 from tiny_families import family_file
 from tiny_students import with_statistics
 from torch import Tensor, nn
 
 from mtyolo.checkpoint import save_weights
-from mtyolo.config.distill import TeacherConfig
+from mtyolo.config.distill import DistillConfig, TeacherConfig
+from mtyolo.config.training import LossGains
 from mtyolo.data.creatures import CLASSES
+from mtyolo.distill.features import FEATURE_LOSSES
+from mtyolo.distill.objective import OUTPUT_TERMS, make_distiller
+from mtyolo.distill.saved import SavedLessons
 from mtyolo.distill.teachers import Lesson, Teacher, neck_of, open_teacher
+from mtyolo.training.distilling import DistilledObjective
+from mtyolo.training.objectives import TasksObjective
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,3 +94,48 @@ def test_a_student_learns_from_a_teacher_in_half_precision(
         }
         assert all(math.isfinite(loss) and loss > 0 for loss in losses.values()), losses
     assert not torch.equal(student.state_dict()["graph.layers.0.conv.weight"].cpu(), before)
+
+
+def terms_of(described: dict[str, Any], shapes: Path, device: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Loss of each term for the first pictures, and the gradient of their sum in the student."""
+    student = shape_model(**ALL_TASKS).to(device).train()
+    distiller = make_distiller(
+        DistillConfig.model_validate({"teachers": [described]}), student, imgsz=SIDE, device=torch.device(device)
+    )
+    objective = DistilledObjective(TasksObjective(("detect",), LossGains()), distiller)
+    torch.manual_seed(0)
+    losses = objective(student, shape_batch(shapes).to(device))
+    losses.tasks["distill"].backward()
+    terms = {name: float(value.detach()) for name, value in losses.components.items() if name.startswith("distill.")}
+    gradients = {name: one.grad.cpu() for name, one in student.named_parameters() if one.grad is not None}
+    return terms, gradients
+
+
+@pytest.mark.parametrize("term", [*OUTPUT_TERMS, *sorted(FEATURE_LOSSES)])
+def test_a_term_is_on_a_gpu_what_it_is_on_a_cpu(
+    term: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    learned = {"output": {term: 1.0}} if term in OUTPUT_TERMS else {"features": [{"method": term}]}
+    teacher = {"weights": described("yolov5", tmp_path)["weights"], "cache": True, "folder": str(tmp_path / "saved")}
+    expected, expected_gradients = terms_of(teacher | learned, shapes, "cpu")
+    assert list((tmp_path / "saved").glob("*.safetensors"))
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedLessons, "_compute", None)  # both learn from the same saved outputs
+        found, gradients = terms_of(teacher | learned, shapes, "cuda")
+    chance = term == "mgd"  # masks at random, on a GPU by its own generator
+    assert found == pytest.approx(expected, rel=0.5 if chance else 1e-3)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all(), name
+        wanted = expected_gradients[name]
+        assert chance or float((gradient - wanted).norm()) < 0.01 * float(wanted.norm()) + 1e-6, name
+
+
+def test_outputs_that_were_saved_on_a_gpu_are_read_there(shapes: Path, tmp_path: Path) -> None:
+    teacher = described("yolov5", tmp_path) | {"cache": True, "folder": str(tmp_path / "saved")}
+    distill = {"teachers": [teacher | {"features": [{"method": "relative"}]}]}
+    student = shape_model(**ALL_TASKS)
+    run = distilled(student, shapes, tmp_path / "run", distill, config=shape_config(3, device="cuda"))
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 6
+    assert all(math.isfinite(float(row["loss/distill"] or math.nan)) for row in run.results)

@@ -68,12 +68,32 @@ def test_mask_loss_is_the_cross_entropy_in_the_box_over_its_area() -> None:
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("pictures", [1, 3, 20, 500])
 def test_mask_loss_does_not_depend_on_how_much_is_composed_at_once(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    pictures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = mask_loss(scene)
-    monkeypatch.setattr(segment_module, "CHUNK_PIXELS", 3 * 24 * 32)
-    torch.testing.assert_close(mask_loss(scene), at_once)
+    scene = make_scene(objects=9, seed=5)
+    leaves = [*scene.outputs.segment.coefficients, scene.outputs.segment.prototypes]
+    expected = mask_loss(scene)
+    gradients = torch.autograd.grad(expected, leaves)
+    monkeypatch.setitem(segment_module.CHUNK_PIXELS, "cpu", pictures * 24 * 32)
+    loss = mask_loss(scene)
+    torch.testing.assert_close(loss, expected)
+    for got, wanted in zip(torch.autograd.grad(loss, leaves), gradients, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 100])
+@pytest.mark.parametrize("counts", [[0], [3], [0, 9, 1, 1, 0, 4], [2] * 8, [30, 0, 0, 1]])
+def test_spans_hold_every_pair_once_and_no_more_than_fits(counts: list[int], most: int) -> None:
+    found, last = [0] * len(counts), 0
+    for first, pairs in segment_module._spans(counts, most):
+        assert len(pairs) * max(pairs) <= most
+        assert first >= last, "pairs stay in the order of their images"
+        last = first
+        for image, count in enumerate(pairs, first):
+            found[image] += count
+    assert found == counts
 
 
 def test_masks_of_another_size_than_the_prototypes_are_resized(scene: Scene) -> None:

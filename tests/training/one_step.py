@@ -45,7 +45,7 @@ class Steps:
     def step(self, batch: Batch) -> dict[str, float]:
         """Losses and weights of one batch, as the results name them."""
         self.state.means = Means()
-        training_step(self.state, self.work, batch, self.tools)
+        training_step(self.state, self.work, batch.to(self.tools.accelerator.device), self.tools)
         self.state.position.batch += 1
         return self.state.means.means()
 
@@ -54,9 +54,19 @@ class Steps:
         self.gradients.append({name: one.grad.clone() for name, one in named if one.grad is not None})
 
 
-def steps_of(model: Model, data: Path, out: Path, *, balance: str = "fixed", **stage: Any) -> Steps:
-    """The work of a plan's only stage."""
-    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device="cpu", lr=1e-3)
+def steps_of(
+    model: Model,
+    data: Path,
+    out: Path,
+    *,
+    balance: str = "fixed",
+    device: str = "cpu",
+    precision: str = "fp32",
+    **stage: Any,
+) -> Steps:
+    """The work of a plan's only stage. The model is moved to the device."""
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device=device, precision=precision, lr=1e-3)  # type: ignore[arg-type]
+    model.to(device)
     plan = read_plan({"balance": balance, "stages": [{"name": "one", "augment": False, **stage}]})
     (planned,) = plan_stages(plan, config, model)
     freeze(model, planned)

@@ -61,7 +61,8 @@ def command(script: Path, data: Path, out: Path, mode: str, epochs: int, norms: 
 
 def environment(**more: str) -> dict[str, str]:
     repository = Path(__file__).resolve().parents[2]
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)} | more
+    paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | more
 
 
 def losses(out: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from mtyolo.structures import Assignment, MaskOutputs, Matches, Targets
 from mtyolo.tasks.anchors import at_matches, labelled_images, select_matches
 from mtyolo.tasks.counting import divisor
 
-CHUNK_PIXELS = 2**22
-"""Mask pixels composed at once, 16 MB a tensor. Backward composes them again, so that no more is ever held."""
+CHUNK_PIXELS = {"cpu": 2**22, "cuda": 2**26}
+"""Mask pixels composed at once, 16 MB a tensor, or 256: many small steps would leave a GPU idle. Backward composes them
+again, so that no more is ever held."""
 
 
 def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets, gains: LossGains) -> dict[str, Tensor]:
@@ -38,12 +40,11 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
     boxes = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(masks.shape[:0:-1] * 2)
     # Depends on all outputs, so that its gradient is zero, and not an error, where there are no masks.
     total = coefficients[:0].sum() + prototypes[:0].float().sum()
-    one_by_one = prototypes.unbind()
-    for image, pairs in _chunks(targets.image_index[objects], len(prototypes), prototypes.shape[2:].numel()):
-        chosen = objects[pairs]
+    for chunk in _chunks(targets.image_index[objects], prototypes):
+        chosen = objects[chunk.pairs]
         total = total + checkpoint(
             _weighted_loss,
-            *(coefficients[pairs], one_by_one[image], masks, chosen, boxes[chosen], weights[pairs]),
+            *(coefficients[chunk.pairs], chunk, masks, chosen, boxes[chosen], weights[chunk.pairs]),
             use_reentrant=False,
             preserve_rng_state=False,
         )
@@ -65,24 +66,57 @@ def _masks_of_size(targets: Targets, size: tuple[int, int]) -> Tensor:
     return F.interpolate(targets.masks[None], size, mode="nearest")[0]
 
 
-def _chunks(images: Tensor, count: int, pixels: int) -> Iterator[tuple[int, Tensor]]:
-    """Pairs of one image at a time, as they share its prototypes, and no more than fit into CHUNK_PIXELS."""
-    order = images.argsort(stable=True)
-    by_image = order.split(images.bincount(minlength=count).tolist())
-    for image, pairs in enumerate(by_image):
-        if len(pairs):
-            for chunk in pairs.split(max(1, CHUNK_PIXELS // pixels)):
-                yield image, chunk
+class Chunk(NamedTuple):
+    """N pairs of a match and its object in I neighbouring images."""
+
+    prototypes: Tensor  # [I, P, h, w]
+    rows: int  # pairs of the image that has most: all are given as many
+    pairs: Tensor  # [N] numbers of the pairs, image by image
+    slots: Tensor  # [N] their places among the I * rows
+
+
+def _chunks(images: Tensor, prototypes: Tensor) -> Iterator[Chunk]:
+    """images: [N] of each pair. Pairs of an image share its prototypes; several images are a batch of products."""
+    limit = CHUNK_PIXELS.get(images.device.type, CHUNK_PIXELS["cuda"])
+    order, begin = images.argsort(stable=True), 0
+    one_by_one = prototypes.unbind()  # backward of slices would each fill a gradient for the whole batch
+    counts = images.bincount(minlength=len(prototypes)).tolist()
+    for first, pairs_of in _spans(counts, max(1, limit // prototypes.shape[2:].numel())):
+        total, rows = sum(pairs_of), max(pairs_of)
+        if total:
+            slots = torch.cat([row * rows + torch.arange(count) for row, count in enumerate(pairs_of)])
+            shared = torch.stack(one_by_one[first : first + len(pairs_of)])
+            yield Chunk(shared, rows, order[begin : begin + total], slots.to(images.device))
+        begin += total
+
+
+def _spans(counts: list[int], most: int) -> Iterator[tuple[int, list[int]]]:
+    """Neighbouring images whose pairs are composed at once: the first one's number, and how many pairs of each.
+
+    counts: pairs of each image. most: images times the largest count, in each span.
+    """
+    first: int = 0
+    span: list[int] = []
+    for image, count in enumerate(counts):
+        if span and (len(span) + 1) * max(*span, count) > most:
+            yield first, span
+            first, span = image, []
+        while count > most:
+            yield image, [most]
+            count -= most
+        span.append(count)
+    yield first, span
 
 
 def _weighted_loss(
-    coefficients: Tensor, prototypes: Tensor, masks: Tensor, objects: Tensor, boxes: Tensor, weights: Tensor
+    coefficients: Tensor, chunk: Chunk, masks: Tensor, objects: Tensor, boxes: Tensor, weights: Tensor
 ) -> Tensor:
-    """Of N pairs in one image. coefficients [N, P], prototypes [P, h, w], masks [M, h, w], objects [N], boxes [N, 4]
-    xyxy in mask pixels."""
-    size = masks.shape[1:].numel()
+    """Of a chunk's pairs. coefficients [N, P], masks [M, h, w], objects [N], boxes [N, 4] xyxy in mask pixels."""
+    size, (images, channels) = masks.shape[1:].numel(), chunk.prototypes.shape[:2]
     pair, pixel = pixels_inside(boxes, masks.shape[1], masks.shape[2])
-    logits = (coefficients @ prototypes.float().flatten(1)).float().flatten()[pair * size + pixel]
+    padded = coefficients.new_zeros(images * chunk.rows, channels).index_copy(0, chunk.slots, coefficients)
+    composed = padded.view(images, chunk.rows, channels) @ chunk.prototypes.float().flatten(2)
+    logits = composed.float().flatten()[chunk.slots[pair] * size + pixel]
     wanted = masks.flatten()[objects[pair] * size + pixel].float()
     # A box smaller than one mask pixel holds one at most; dividing by less would blow its error up.
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1)
