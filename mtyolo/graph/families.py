@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ class FamilyModel(nn.Module):
         self.neck: tuple[int, ...] = tuple(head.f)
         self.points: int | None = head.kpt_shape[0] if hasattr(head, "kpt_shape") else None
         self.has_masks = hasattr(head, "proto")
+        head.forward = partial(_in_single_precision, head.forward)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FamilyModel:
@@ -67,6 +69,12 @@ class FamilyModel(nn.Module):
         found = self.network(images)[0]
         rows, prototypes = found if isinstance(found, tuple) else (found, None)
         return FamilyOutputs(rows.float().transpose(1, 2), prototypes)
+
+
+def _in_single_precision(forward: Callable[[Sequence[Tensor]], Any], features: Sequence[Tensor]) -> Any:
+    """These heads decode to pixels. Above 512, half precision knows every half one, bfloat16 every fourth."""
+    with torch.autocast(features[0].device.type, enabled=False):
+        return forward([level.float() for level in features])
 
 
 def is_family(path: Path | str) -> bool:

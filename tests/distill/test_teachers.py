@@ -5,8 +5,10 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
@@ -184,6 +186,22 @@ def test_a_yolov8_teacher_speaks_in_the_students_rows(
             same = other.boxes_xyxy[other.classes == kind]
             assert len(same), f"class {int(kind)} was lost on the way"
             assert float((same - box).abs().amax(1).min()) < 0.05 * 320
+
+
+def test_in_half_precision_pixels_stay_as_fine_as_they_are(test_data: Path) -> None:
+    """Layers alone compute in half: here in bfloat16, which a CPU has, too, and to which 514 is 512 or 516."""
+    weights = test_data / "weights" / "yolo11n-pose.pt"
+    with Image.open(test_data / "images" / "zidane.jpg") as photo:
+        pixels = torch.from_numpy(np.array(photo.convert("RGB").resize((640, 640))))
+    images = pixels.permute(2, 0, 1)[None] / 255
+    expected = open_family(weights)(images).rows
+    with torch.autocast("cpu", torch.bfloat16):
+        found = open_family(weights)(images).rows
+    sure = expected[..., 4] > 0.25
+    assert sure.sum() > 10
+    errors = (found - expected)[sure].abs()
+    assert float(errors[:, :2].median()) < 0.3, "centres"
+    assert float(errors[:, 5:].unflatten(1, (-1, 3))[..., :2].median()) < 0.4, "points"
 
 
 def test_a_layer_list_that_names_more_than_layers_is_refused(test_data: Path, tmp_path: Path) -> None:
