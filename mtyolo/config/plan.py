@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
@@ -94,6 +95,19 @@ class Stages(Strict):
         """The `weights` of all of them."""
         return [teacher.weights for stage in self.stages if stage.distill for teacher in stage.distill.teachers]
 
+    def taught_by(self, weights: Mapping[str, str]) -> Self:
+        """The same with other teachers: `weights` as they stand -> those to take."""
+        stages = []
+        for stage in self.stages:
+            if stage.distill is not None:
+                teachers = [
+                    teacher.model_copy(update={"weights": weights.get(teacher.weights, teacher.weights)})
+                    for teacher in stage.distill.teachers
+                ]
+                stage = stage.model_copy(update={"distill": stage.distill.model_copy(update={"teachers": teachers})})
+            stages.append(stage)
+        return self.model_copy(update={"stages": stages})
+
 
 class AssistantConfig(Stages):
     """A teacher assistant: a model between teacher and student in size, which learns from the one and then teaches the
@@ -133,13 +147,24 @@ class PlanConfig(Stages):
         return self
 
 
-def _with_models_beside(plan: PlanConfig, file: Path) -> PlanConfig:
-    """Model files that lie beside the plan's, found from anywhere."""
+def _with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
+    """Models and teachers that lie beside the plan's file, found from anywhere."""
+    own = [assistant.name for assistant in plan.assistants]
+    named = [weights for learner in (plan, *plan.assistants) for weights in learner.teachers if weights not in own]
+    located = {weights: _located(weights, file) for weights in named}
     assistants = []
     for assistant in plan.assistants:
-        found = resolve_beside(assistant.model, file) if isinstance(assistant.model, str) else None
-        assistants.append(assistant.model_copy(update={"model": str(found.absolute())}) if found else assistant)
-    return plan.model_copy(update={"assistants": assistants})
+        files = {key: getattr(assistant, key) for key in ("model", "weights")}
+        places = {key: _located(name, file) for key, name in files.items() if isinstance(name, str)}
+        assistants.append(assistant.model_copy(update=places).taught_by(located))
+    return plan.model_copy(update={"assistants": assistants}).taught_by(located)
+
+
+def _located(name: str, file: Path) -> str:
+    """Where a file or folder is that the plan names; the name alone where it is nowhere yet."""
+    folder = file.parent / name
+    found = folder if folder.is_dir() else resolve_beside(name, file)
+    return str(found.absolute()) if found else name
 
 
 def _twice(names: list[str]) -> str | None:
@@ -160,7 +185,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:
-            return _with_models_beside(validate(PlanConfig, read_yaml(found)), found)
+            return _with_files_beside(validate(PlanConfig, read_yaml(found)), found)
     shipped = [path.stem for path in sorted((shipped_configs() / "plans").glob("*.yaml"))]
     close = get_close_matches(Path(plan).stem, shipped, n=1, cutoff=0.5)
     raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from mtyolo.assembly import build
 from mtyolo.config.model import ModelConfig, resolve_beside
-from mtyolo.config.plan import AssistantConfig, PlanConfig, StageConfig, Stages
+from mtyolo.config.plan import AssistantConfig, PlanConfig, Stages
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
@@ -60,26 +60,26 @@ class Assistants:
             from_first(self.state.save)
         for assistant in plan.assistants:
             with naming(assistant):
-                weights[assistant.name] = self._weights(assistant, taught_by(assistant.stages, weights))
+                weights[assistant.name] = self._weights(assistant.taught_by(weights))
         self.say("assistants are trained; the student's turn")
         set_random_states(random)
-        return plan.model_copy(update={"stages": taught_by(plan.stages, weights)})
+        return plan.taught_by(weights)
 
     def _check(self, plan: PlanConfig, *, stored: bool) -> None:
         """What can be known before hours are spent, of the student's stages, too. Raises ConfigError."""
         for assistant in plan.assistants:
             with naming(assistant):
-                plan_stages(_plan_of(assistant, assistant.stages), self._config(assistant), self._model(assistant))
+                plan_stages(_plan_of(assistant), self._config(assistant), self._model(assistant))
                 _check_teachers(assistant, self.config, stored=False, known=plan)
         _check_teachers(plan, self.config, stored=stored, known=plan)
 
-    def _weights(self, assistant: AssistantConfig, stages: list[StageConfig]) -> str:
+    def _weights(self, assistant: AssistantConfig) -> str:
         out = self.state.run.out / FOLDER / assistant.name
         # The first process looks: another might find what that one has written since.
-        done, begun = from_first(partial(_progress, out, len(stages)))
+        done, begun = from_first(partial(_progress, out, len(assistant.stages)))
         if not done:
             self.say(f"assistant {assistant.name}: {'goes on' if begun else 'begins'}, in {out}")
-            plan, config = _plan_of(assistant, stages), self._config(assistant)
+            plan, config = _plan_of(assistant), self._config(assistant)
             model = None if begun else self._model(assistant)
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
@@ -98,8 +98,8 @@ class Assistants:
         return self.config.model_copy(update={"epochs": epochs, "freeze_epochs": None})
 
 
-def _plan_of(assistant: AssistantConfig, stages: list[StageConfig]) -> PlanConfig:
-    return PlanConfig(balance=assistant.balance, task_weights=assistant.task_weights, stages=stages)
+def _plan_of(assistant: AssistantConfig) -> PlanConfig:
+    return PlanConfig(balance=assistant.balance, task_weights=assistant.task_weights, stages=assistant.stages)
 
 
 def _check_teachers(learner: Stages, config: TrainConfig, *, stored: bool, known: PlanConfig) -> None:
@@ -115,20 +115,6 @@ def _progress(out: Path, stages: int) -> tuple[bool, bool]:
     """Is the run in this folder done, has it begun?"""
     begun = (out / STATE).exists()
     return begun and read_state(out)["position"]["stage"] == stages, begun
-
-
-def taught_by(stages: Sequence[StageConfig], weights: Mapping[str, str]) -> list[StageConfig]:
-    """Stages with files in place of assistants' names."""
-    found = []
-    for stage in stages:
-        if stage.distill is not None:
-            teachers = [
-                teacher.model_copy(update={"weights": weights.get(teacher.weights, teacher.weights)})
-                for teacher in stage.distill.teachers
-            ]
-            stage = stage.model_copy(update={"distill": stage.distill.model_copy(update={"teachers": teachers})})
-        found.append(stage)
-    return found
 
 
 __all__ = ["Assistants"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def teacher(tmp_path: Path) -> str:
     return teacher_file(tmp_path)
 
 
-def run_plan(plan: Mapping[str, Any], shapes: Path, out: Path, judge: Judge | None = None, **options: Any) -> Run:
+def run_plan(plan: Mapping[str, Any] | str, shapes: Path, out: Path, judge: Judge | None = None, **options: Any) -> Run:
     return train(shape_model(), shapes, plan=plan, config=shape_config(**options), out=out, judge=judge, progress=False)
 
 
@@ -224,6 +225,25 @@ def test_a_model_beside_the_plan_is_found_and_kept(teacher: str, shapes: Path, t
     (assistant,) = PlanConfig.model_validate_json(settings.plan).assistants
     assert isinstance(assistant.model, dict)
     assert assistant.model["detector"]["graph"]["width_multiple"] == WIDTH
+
+
+def test_teachers_beside_the_plan_are_found_from_anywhere(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plans"
+    (folder / "saved").mkdir(parents=True)
+    shutil.copy(teacher, folder / "large.safetensors")
+    plan = plan_of("large.safetensors", model=model_of(WIDTH), epochs=1)
+    last = plan["stages"][-1]["distill"]["teachers"]
+    last += [{"weights": name, "output": SCALED} for name in ("saved", "nowhere.pt")]
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    monkeypatch.chdir(tmp_path)
+    found = read_plan("plans/plan.yaml")
+    assert found.assistants[0].teachers == [str(folder / "large.safetensors")]
+    assert found.teachers[-3:] == ["medium", str(folder / "saved"), "nowhere.pt"]
+    del last[1:]
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert run_plan("plans/plan.yaml", shapes, tmp_path / "run").results
 
 
 @pytest.mark.parametrize(
