@@ -130,6 +130,7 @@ def train(
 
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
+    from mtyolo.training.processes import is_first
 
     set_seed(settings.seed)  # also of what the model file leaves to chance: fresh adapters and branches
     opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
@@ -141,7 +142,8 @@ def train(
     run = run_training(
         opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features, trust=trust
     )
-    say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
+    if is_first():
+        say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
 
 
 def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
