@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -42,16 +43,17 @@ class Targets:
     labelled: dict[str, Tensor] = field(default_factory=dict)  # task -> [B] bool: may this image be judged on it?
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """With another tensor for each."""
         return Targets(
-            image_index=self.image_index.to(device, non_blocking=non_blocking),
-            classes=self.classes.to(device, non_blocking=non_blocking),
-            boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=non_blocking),
-            masks=move(self.masks),
-            keypoints=move(self.keypoints),
-            labelled={task: flags.to(device, non_blocking=non_blocking) for task, flags in self.labelled.items()},
+            image_index=change(self.image_index),
+            classes=change(self.classes),
+            boxes_cxcywh=change(self.boxes_cxcywh),
+            masks=None if self.masks is None else change(self.masks),
+            keypoints=None if self.keypoints is None else change(self.keypoints),
+            labelled={task: change(flags) for task, flags in self.labelled.items()},
         )
 
 
@@ -67,19 +69,23 @@ class Batch:
     replaced: Pyramid | None = None  # what the layers that the features replace gave on the same pixels; to align to
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """In memory from which a GPU copies while it computes. A DataLoader asks for it by this name."""
+        return self._changed(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def each(pyramid: Pyramid | None) -> Pyramid | None:
+            return None if pyramid is None else {stride: change(level) for stride, level in pyramid.items()}
+
         return replace(
             self,
-            targets=self.targets.to(device, non_blocking),
-            images=None if self.images is None else self.images.to(device, non_blocking=non_blocking),
-            pyramid=_moved(self.pyramid, device, non_blocking),
-            replaced=_moved(self.replaced, device, non_blocking),
+            targets=self.targets.changed(change),
+            images=None if self.images is None else change(self.images),
+            pyramid=each(self.pyramid),
+            replaced=each(self.replaced),
         )
-
-
-def _moved(pyramid: Pyramid | None, device: torch.device | str, non_blocking: bool) -> Pyramid | None:
-    if pyramid is None:
-        return None
-    return {stride: level.to(device, non_blocking=non_blocking) for stride, level in pyramid.items()}
 
 
 class MaskOutputs(NamedTuple):

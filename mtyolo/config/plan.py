@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from typing_extensions import Self
 
 from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
 from mtyolo.config.reading import nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Factor = Annotated[float, Field(ge=0)]
 
@@ -151,7 +153,7 @@ def _with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
     """Models and teachers that lie beside the plan's file, found from anywhere."""
     own = [assistant.name for assistant in plan.assistants]
     named = [weights for learner in (plan, *plan.assistants) for weights in learner.teachers if weights not in own]
-    located = {weights: _located(weights, file) for weights in named}
+    located = {weights: _located(weights, file, folders=True) for weights in named}
     assistants = []
     for assistant in plan.assistants:
         files = {key: getattr(assistant, key) for key in ("model", "weights")}
@@ -160,10 +162,12 @@ def _with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
     return plan.model_copy(update={"assistants": assistants}).taught_by(located)
 
 
-def _located(name: str, file: Path) -> str:
-    """Where a file or folder is that the plan names; the name alone where it is nowhere yet."""
-    folder = file.parent / name
-    found = folder if folder.is_dir() else resolve_beside(name, file)
+def _located(name: str, file: Path, *, folders: bool = False) -> str:
+    """The whole path of a file that the plan names, beside the plan or where one stands; the name alone where there is
+    none. folders: saved outputs of a teacher are one."""
+    found = resolve_beside(name, file)
+    if found is None and folders and name:
+        found = next((path for path in (file.parent / name, Path(name)) if path.is_dir()), None)
     return str(found.absolute()) if found else name
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
+from mtyolo.graph.families import FamilyModel
 from mtyolo.model import Model
 from mtyolo.structures import MaskOutputs, Outputs
 
@@ -119,12 +120,17 @@ def _keys(pixels: Pixels) -> list[str]:
 
 def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
     """What makes a teacher's outputs what they are, in the student's layout."""
-    return {
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "size": teacher.size or imgsz,
-        "columns": list(teacher.columns),
-        "layers": list(teacher.recorded),
-    } | student_card(teacher, imgsz)
+    decoded = {"decoded": "in single precision"} if isinstance(teacher.source, FamilyModel) else {}  # once it was not
+    return (
+        decoded
+        | {
+            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "size": teacher.size or imgsz,
+            "columns": list(teacher.columns),
+            "layers": list(teacher.recorded),
+        }
+        | student_card(teacher, imgsz)
+    )
 
 
 def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:

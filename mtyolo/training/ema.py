@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mtyolo.model import Model
@@ -15,7 +15,8 @@ from mtyolo.model import Model
 RAMP_STEPS = 2000
 """Steps over which the decay grows, so that early averages follow the weights; as in the official recipe."""
 
-Pairs = list[tuple[Tensor, Tensor]]
+Place = tuple[Mapping[str, Any], Mapping[str, Any], str]
+"""A module's tensors by name in the average, those of the same module in the model, and a name."""
 
 
 class Ema(AveragedModel):
@@ -28,7 +29,7 @@ class Ema(AveragedModel):
         super().__init__(model, use_buffers=True)
         self.decay = decay
         self.module.requires_grad_(False).eval()
-        self._tensors: tuple[Pairs, Pairs] | None = None
+        self._places: list[Place] = []
 
     @property
     def model(self) -> Model:
@@ -40,25 +41,31 @@ class Ema(AveragedModel):
         own, theirs = self.module.state_dict(), model.state_dict()
         for name in names:
             own[name].copy_(theirs[name])
-        self._tensors = None
+        self._places = []
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """To be called after each step. torch's own looks for all tensors anew each time, which takes longer than to
-        average those of a small network."""
-        if self._tensors is None:
-            self._tensors = _paired(self.module, model)
+        """To be called after each step, with the model that it was made of. torch's own looks through all modules each
+        time, which takes longer than to average the tensors of a small network."""
+        self._places = self._places or _places(self.module, model)
+        pairs = [(own[name], theirs[name]) for own, theirs, name in self._places]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
         weight = 1 - self.decay * (1 - math.exp(-int(self.n_averaged) / RAMP_STEPS))
-        floats, counters = self._tensors
         # lerp adds a fraction of the difference: equal tensors stay equal to the bit.
         torch._foreach_lerp_([own for own, _ in floats], [theirs for _, theirs in floats], weight)
-        if counters:
-            torch._foreach_copy_([own for own, _ in counters], [theirs for _, theirs in counters])
+        for own, theirs in pairs:
+            if not own.is_floating_point():
+                own.copy_(theirs)
         self.n_averaged += 1
 
 
-def _paired(own: nn.Module, model: nn.Module) -> tuple[Pairs, Pairs]:
-    """Tensors of the average beside the model's: those to average, and counters to copy."""
-    pairs = list(zip(chain(own.parameters(), own.buffers()), chain(model.parameters(), model.buffers()), strict=True))
-    floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    return floats, [pair for pair in pairs if not pair[0].is_floating_point()]
+def _places(average: nn.Module, model: nn.Module) -> list[Place]:
+    """Where the tensors are that belong together, each once. Not the tensors: a module may put another into a buffer's
+    place."""
+    places: dict[int, Place] = {}
+    for own, theirs in zip(average.modules(), model.modules(), strict=True):
+        for mine, other in ((own._parameters, theirs._parameters), (own._buffers, theirs._buffers)):
+            for name, tensor in mine.items():
+                if tensor is not None:
+                    places.setdefault(id(tensor), (mine, other, name))
+    return list(places.values())

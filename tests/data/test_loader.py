@@ -53,6 +53,23 @@ def test_a_batch_has_the_forms_of_structures(train: Split) -> None:
     assert [letterbox.width for letterbox in batch.letterboxes] == [record.width for record in train.records[:4]]
 
 
+def test_a_loader_pins_every_tensor_that_is_to_travel(train: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning needs a GPU; here a stand-in counts."""
+    from torch.utils.data._utils.pin_memory import pin_memory  # what a DataLoader calls
+
+    batch = next(iter(make_loader(Dataset(train, 96), 4, shuffle=False, workers=0, seed=0)))
+    batch = replace(batch, pyramid={8: torch.rand(4, 2, 12, 12)}, replaced={8: torch.empty(1, device="meta")})
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+    found = pin_memory(batch)
+    assert_same(found, batch)
+    targets = found.targets
+    tensors = [found.images, found.pyramid[8], targets.image_index, targets.classes, targets.boxes_cxcywh]
+    tensors += [targets.masks, targets.keypoints, *targets.labelled.values()]
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in pinned}
+    assert found.replaced == batch.replaced, "what lies elsewhere stays there"
+
+
 def test_targets_are_fractions_that_lead_back_to_the_original_boxes(train: Split) -> None:
     batch = next(iter(make_loader(Dataset(train, 160), 8, shuffle=False, workers=0, seed=0)))
     start = 0

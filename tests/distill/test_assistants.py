@@ -242,6 +242,15 @@ def test_teachers_beside_the_plan_are_found_from_anywhere(
     found = read_plan("plans/plan.yaml")
     assert found.assistants[0].teachers == [str(folder / "large.safetensors")]
     assert found.teachers[-3:] == ["medium", str(folder / "saved"), "nowhere.pt"]
+    (tmp_path / "nowhere.pt").mkdir()  # where one stands
+    (folder / "yolov5n").mkdir()  # is no model file
+    plan["assistants"][0] |= {"model": "yolov5n.yaml", "weights": "yolov5n"}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    found = read_plan("plans/plan.yaml")
+    assert found.teachers[-1] == str(tmp_path / "nowhere.pt")
+    assert found.assistants[0].model == str(shipped_configs() / "yolov5n.yaml")
+    assert found.assistants[0].weights == "yolov5n"
+    plan["assistants"][0] |= {"model": model_of(WIDTH), "weights": None}
     del last[1:]
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert run_plan("plans/plan.yaml", shapes, tmp_path / "run").results

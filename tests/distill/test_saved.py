@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_families import family_file
 from tiny_students import SIZE, tiny_model, with_statistics
 from torch import Tensor
 
@@ -131,6 +132,19 @@ def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:
     path.write_bytes(b"no tensors")
     with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
         cached.lessons.ask(images())()
+
+
+def test_outputs_that_a_family_once_decoded_in_half_precision_are_not_taken(tmp_path: Path) -> None:
+    weights, folder = family_file(tmp_path, "yolo11n-pose.yaml", kpt_shape=[2, 3]), tmp_path / "lessons"
+    options = {"weights": str(weights), "output": {"keypoints": 1}, "cache": True, "folder": str(folder)}
+    config, student = TeacherConfig.model_validate(options), tiny_model(**BRANCHES)
+    open_lessons(config, student, SIZE, CPU)
+    open_lessons(config, student, SIZE, CPU)
+    card = json.loads((folder / "teacher.json").read_text())
+    del card["decoded"]
+    (folder / "teacher.json").write_text(json.dumps(card))
+    with pytest.raises(StoreError, match="holds outputs with decoded None, this run needs in single precision"):
+        open_lessons(config, student, SIZE, CPU)
 
 
 def test_without_a_card_a_folder_is_no_teacher(tmp_path: Path) -> None:

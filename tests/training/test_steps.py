@@ -177,6 +177,23 @@ def test_the_average_follows_the_official_ramp(make_model: MakeModel) -> None:
     assert torch.equal(ema.model.get_parameter(still), model.get_parameter(still))
 
 
+def test_the_average_follows_buffers_that_are_put_in_anothers_place(make_model: MakeModel) -> None:
+    model = make_model()
+    model.register_buffer("seen", torch.zeros(()))
+    model.register_parameter("tied", model.get_parameter("graph.layers.0.conv.weight"))
+    ema = Ema(model, 0.5)
+    start, expected = model.tied.detach().clone(), 0.0
+    for step in range(3):
+        model.seen = model.seen + 1
+        with torch.no_grad():
+            model.tied.add_(1.0)
+        ema.update_parameters(model)
+        decay = 0.5 * (1 - math.exp(-step / 2000))
+        expected = decay * expected + (1 - decay) * (step + 1)
+    assert float(ema.module.seen) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert torch.allclose(ema.model.tied, start + expected, atol=1e-5), "once in a step, though it has two names"
+
+
 def test_batches_are_the_same_when_an_epoch_is_begun_in_its_middle(shapes: Path) -> None:
     def numbers(skip: int) -> list[list[int]]:
         dataset = Dataset(load_split(shapes, "train"), 64)
