@@ -120,17 +120,15 @@ def _keys(pixels: Pixels) -> list[str]:
 
 def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
     """What makes a teacher's outputs what they are, in the student's layout."""
-    decoded = {"decoded": "in single precision"} if isinstance(teacher.source, FamilyModel) else {}  # once it was not
-    return (
-        decoded
-        | {
-            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-            "size": teacher.size or imgsz,
-            "columns": list(teacher.columns),
-            "layers": list(teacher.recorded),
-        }
-        | student_card(teacher, imgsz)
-    )
+    card = {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "size": teacher.size or imgsz,
+        "columns": list(teacher.columns),
+        "layers": list(teacher.recorded),
+    }
+    if isinstance(teacher.source, FamilyModel):
+        card["decoded"] = "in single precision"  # earlier versions did not
+    return card | student_card(teacher, imgsz)
 
 
 def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:

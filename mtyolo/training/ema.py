@@ -26,7 +26,7 @@ class Ema(AveragedModel):
     """
 
     def __init__(self, model: Model, decay: float) -> None:
-        super().__init__(model, use_buffers=True)
+        super().__init__(model)
         self.decay = decay
         self.module.requires_grad_(False).eval()
         self._places: list[Place] = []

@@ -32,8 +32,8 @@ from mtyolo.training.stages import Stage, lr_scales
 from mtyolo.training.stored import training_batches
 
 FIRST_SCALE = 2.0**10
-"""Of gradients in half precision. torch's own, 2**16, is too large for gradients that are sums over a batch: with
-teachers, a run's first six steps and more were lost until it had shrunk."""
+"""Of gradients in half precision. torch's own, 2**16, is too large for sums over a batch: of short runs with teachers,
+all six steps were lost while it shrank."""
 LARGEST_WARMUP = 1 / 3
 """Of a stage; short stages would otherwise end before they are warm."""
 

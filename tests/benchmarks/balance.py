@@ -67,15 +67,14 @@ def coco_mini() -> DataConfig:
     )
 
 
-def run(name: str, seed: int, epochs: int, device: str = "cpu") -> dict[str, Any]:
-    """One training in single precision; the metrics of its last epoch, and its seconds."""
+def run(name: str, seed: int, epochs: int) -> dict[str, Any]:
+    """One training; the metrics of its last epoch, and its seconds."""
     data, branches = coco_mini(), ALONE.get(name, tuple(METRICS))
     torch.manual_seed(seed)
     detector = {"graph": "yolov5n.yaml", "weights": str(DATA / "weights" / "yolov5n.pt")}
     model = build({"detector": detector, "tasks": {branch: {} for branch in branches}}, data=data)
     plan = {"balance": "fixed" if name in ALONE else name, "stages": [STAGE]}
-    options: dict[str, Any] = {"epochs": epochs, "val_every": epochs, "seed": seed, "device": device}
-    config = TrainConfig(imgsz=SIZE, batch=BATCH, workers=0, precision="fp32", **options)
+    config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=BATCH, workers=0, device="cpu", seed=seed, val_every=epochs)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         last = train(model, data, plan=plan, config=config, out=out, progress=False).results[-1]
@@ -117,7 +116,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", default=",".join((*ALONE, *WORDS)))
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path("runs/balance.jsonl"))
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +124,7 @@ def main() -> None:
         for name in options.methods.split(","):
             key = {"method": name, "seed": seed, "epochs": options.epochs}
             if not any(key.items() <= row.items() for row in rows):
-                rows.append(run(name, seed, options.epochs, options.device))
+                rows.append(run(name, seed, options.epochs))
                 print(rows[-1], flush=True)
                 with options.results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")

@@ -96,8 +96,7 @@ def _spans(counts: list[int], most: int) -> Iterator[tuple[int, list[int]]]:
 
     counts: pairs of each image. most: images times the largest count, in each span.
     """
-    first: int = 0
-    span: list[int] = []
+    first, span = 0, list[int]()
     for image, count in enumerate(counts):
         if span and (len(span) + 1) * max(*span, count) > most:
             yield first, span
