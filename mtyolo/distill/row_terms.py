@@ -193,11 +193,14 @@ def _square(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
 
 
 def _divergence(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
-    minus, minus_wanted = _negated(student), _negated(teacher)
-    ahead = minus_wanted - minus
-    off, wanted_off = minus.sigmoid_(), minus_wanted.sigmoid_()
-    torch.sub(wanted_off, off, out=slope)
-    return torch.div(wanted_off, off, out=off).log_().sub_(ahead).addcmul_(ahead, wanted_off)
+    on, wanted_on = _bounded(student), _bounded(teacher)
+    behind = wanted_on - on
+    on.sigmoid_()
+    wanted_on.sigmoid_()
+    torch.sub(on, wanted_on, out=slope)
+    # log(1 - p) = log(p) - x: half of the exponentials and logarithms that softplus and sigmoid take apart. The price
+    # is an absolute error of 1e-7 times the logits' distance, which hides only what is too small to teach.
+    return torch.div(wanted_on, on, out=on).log_().sub_(behind).addcmul_(behind, wanted_on)
 
 
 def _softened(student: Tensor, teacher: Tensor, slope: Tensor, temperature: float) -> Tensor:
@@ -207,20 +210,16 @@ def _softened(student: Tensor, teacher: Tensor, slope: Tensor, temperature: floa
 
 
 def _cross_entropy(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
-    minus, wanted_off = _negated(student), _negated(teacher).sigmoid_()
-    expected = minus * (1 - wanted_off)
-    off = minus.sigmoid_()
+    off, wanted_off = _bounded(student).neg_(), _bounded(teacher).neg_().sigmoid_()
+    expected = off * (1 - wanted_off)
+    off.sigmoid_()
     torch.sub(wanted_off, off, out=slope)
     return expected.sub_(off.log_())
 
 
-def _negated(logits: Tensor) -> Tensor:
-    """Those of `off`, without extremes: their sigmoids are never zero.
-
-    softplus(x) = -log(sigmoid(-x)): half of the exponentials and logarithms that softplus and sigmoid take apart. The
-    price is an absolute error of 1e-7 times the logits' distance, which hides only what is too small to teach.
-    """
-    return logits.neg().clamp_(-SATURATED, SATURATED)
+def _bounded(logits: Tensor) -> Tensor:
+    """A copy without extremes: its sigmoids are never zero."""
+    return logits.clamp(-SATURATED, SATURATED)
 
 
 class _Picked(torch.autograd.Function):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtyolo.distill.stacked import Arrays, read_shapes, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
 from mtyolo.graph.families import FamilyModel
@@ -37,7 +36,6 @@ KEY_BYTES = 16
 ROOT = Path("runs/teachers")
 
 Pixels = NDArray[np.uint8]  # [B, H, W, 3]
-Arrays = dict[str, NDArray[np.float16]]  # outputs and features by name
 
 
 class SavedLessons:
@@ -70,7 +68,7 @@ class SavedLessons:
         Without torch: it would start threads of its own for this one, which get into the way of the training's.
         """
         paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
-        return paths, _read_all(paths) if all(path.exists() for path in paths) else {}
+        return paths, read_stacked(paths) if all(path.exists() for path in paths) else {}
 
     def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
         if found:
@@ -79,7 +77,7 @@ class SavedLessons:
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         if missing:
             self._compute(images[missing], [paths[number] for number in missing])
-        return _read_all(paths)
+        return read_stacked(paths)
 
     def _compute(self, images: Tensor, paths: list[Path]) -> None:
         if self.teacher is None:
@@ -154,8 +152,8 @@ def is_saved(folder: Path) -> bool:
 def saved_channels(folder: Path) -> dict[int, int]:
     """Channels of the feature maps that a folder holds, by the teacher's layer."""
     some = next(folder.glob("*.safetensors"), None)
-    named = {} if some is None else _read(some)
-    return {int(name.split(".")[1]): tensor.shape[-1] for name, tensor in named.items() if name.startswith("feature.")}
+    shapes = {} if some is None else read_shapes(some)
+    return {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
 
 
 def _check(folder: Path, card: Mapping[str, Any]) -> None:
@@ -199,19 +197,6 @@ def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
         int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
     }
     return Lesson(outputs, features)
-
-
-def _read_all(paths: Sequence[Path]) -> Arrays:
-    """Of a batch: name -> [B, h, w, …]."""
-    pictures = [_read(path) for path in paths]
-    return {name: np.stack([one[name] for one in pictures]) for name in pictures[0]}
-
-
-def _read(path: Path) -> Arrays:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path}: damaged: {error}; remove it, it will be made again") from None
 
 
 def _write_whole(path: Path, content: bytes) -> None:
