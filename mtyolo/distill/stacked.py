@@ -68,7 +68,7 @@ def _fill(path: Path, header: bytes, places: Sequence[NDArray[np.float16]]) -> N
     try:
         with path.open("rb") as file:
             alike = file.read(len(header)) == header
-            whole = alike and all(file.readinto(place.data) == place.nbytes for place in places)
+            whole = alike and all(file.readinto(place.data) == place.nbytes for place in places) and not file.read(1)
     except OSError as error:
         raise _damaged(path, str(error)) from None
     if not whole:

@@ -54,6 +54,7 @@ def measure(folder: Path, model: Model, batch: Batch, method: dict[str, Any], ro
 
 def training_steps(folder: Path, model: Model, method: dict[str, Any]) -> list[Callable[[Batch], bool]]:
     """Whole steps of the training loop on one model: stages without a teacher, with one, and with one cached."""
+    folder.mkdir(parents=True, exist_ok=True)
     weights = str(test_data() / "weights" / "yolov5n.pt")
     teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | method for cached in (False, True)]
     stages = [
