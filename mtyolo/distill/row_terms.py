@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mtyolo.tasks.detect.branch import BOX_VALUES
+from mtyolo.tasks.maps import empty_map, rows_and_column, rows_of
 
 BOX, OBJECTNESS, CLASSES = slice(0, BOX_VALUES - 1), BOX_VALUES - 1, slice(BOX_VALUES, None)
 
@@ -107,11 +108,11 @@ class Believed(NamedTuple):
 
 def believed(student: Maps, teacher: Maps) -> Iterator[Believed]:
     """A level at a time, in single precision."""
-    for found, wanted in zip(student, map(_rows, teacher), strict=True):
+    for found, wanted in zip(student, map(rows_of, teacher), strict=True):
         wanted_scores = wanted[:, OBJECTNESS].float()
         belief = wanted_scores.sigmoid()
         sure = (belief > SMALLEST_BELIEF).nonzero().flatten()
-        scores, picked = _Picked.apply(found, sure)
+        picked, scores = rows_and_column(found, sure, OBJECTNESS)
         yield Believed(
             belief.sum(),
             scores.float(),
@@ -120,24 +121,6 @@ def believed(student: Maps, teacher: Maps) -> Iterator[Believed]:
             wanted.index_select(0, sure).float(),
             belief[sure],
         )
-
-
-def _rows(level: Tensor) -> Tensor:
-    """[B*H*W*A, 5 + classes] of a map, in the order in which a convolution writes under channels_last: a view then.
-    Rows stay rows."""
-    return level if level.ndim == 2 else level.movedim(1, -2).reshape(-1, level.shape[-1])
-
-
-def _empty_map(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Uninitialised, of `like`'s kind, channels last, so that `_rows` of it is a view.
-
-    For gradients: the convolution behind the map takes them without a copy, and torch adds to them in place, which it
-    does not to a view.
-    """
-    if len(shape) == 2:
-        return like.new_empty(shape)
-    in_order = torch.empty(shape, device="meta").movedim(1, -2).shape
-    return like.new_empty_strided(shape, torch.empty(in_order, device="meta").movedim(-2, 1).stride())
 
 
 def _by_group(student: Maps, teacher: Maps, groups: Groups, distance: Distance) -> Tensor:
@@ -164,8 +147,8 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any, found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance, shares: Tensor | None
     ) -> Tensor:
         precision = torch.promote_types(found.dtype, torch.float32)
-        columns, gradient = columns.to(precision), _empty_map(found.shape, found)
-        found, wanted, slopes = _rows(found), _rows(wanted), _rows(gradient)
+        columns, gradient = columns.to(precision), empty_map(found.shape, found)
+        found, wanted, slopes = rows_of(found), rows_of(wanted), rows_of(gradient)
         total = columns.new_zeros(())
         step = BLOCK if found.device.type == "cpu" else len(found)
         for start in range(0, len(found), max(1, step)):
@@ -182,7 +165,7 @@ class _WeightedSum(torch.autograd.Function):
         # Not rounded before they meet: a weight by itself may be too small for half precision.
         found = (slopes * (columns * gradient)).to(slopes.dtype)
         if shares is not None:
-            _rows(found).mul_(shares[:, None])
+            rows_of(found).mul_(shares[:, None])
         return found, None, None, None, None
 
 
@@ -220,29 +203,3 @@ def _cross_entropy(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
 def _bounded(logits: Tensor) -> Tensor:
     """A copy without extremes: its sigmoids are never zero."""
     return logits.clamp(-SATURATED, SATURATED)
-
-
-class _Picked(torch.autograd.Function):
-    """Objectness of all rows of a map [B, A, H, W, 5 + classes], and whole rows at these numbers, in the order of
-    `_rows`.
-
-    Differentiated together: each selection by itself would fill, and add, a gradient of the map's full size, which
-    costs more than the loss.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, level: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(numbers)
-        ctx.shape = level.shape
-        rows = _rows(level)
-        return rows[:, OBJECTNESS].clone(), rows.index_select(0, numbers)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, to_scores: Tensor, to_picked: Tensor) -> tuple[Tensor, None]:
-        (numbers,) = ctx.saved_tensors
-        gradient = _empty_map(ctx.shape, to_picked).zero_()
-        rows = _rows(gradient)
-        rows.index_copy_(0, numbers, to_picked)
-        rows[:, OBJECTNESS] += to_scores
-        return gradient, None

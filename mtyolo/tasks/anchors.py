@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.structures import Assignment, Matches, Targets
+from mtyolo.tasks.maps import match_rows, rows_at
 
 MATCH_RATIO = 4.0
 """An anchor answers for objects up to this many times wider or narrower, taller or flatter (official anchor_t)."""
@@ -75,7 +76,7 @@ def select_matches(matches: Matches, keep: Tensor) -> Matches:
 
 def at_matches(level: Tensor, matches: Matches) -> Tensor:
     """What a map [B, A, H, W, C] says where it matched: [N, C] float32, whatever the map's precision."""
-    return level[matches.image, matches.anchor, matches.row, matches.column].float()
+    return rows_at(level, match_rows(matches, level.shape)).float()
 
 
 def labelled_images(targets: Targets, task: str, images: int) -> Tensor:

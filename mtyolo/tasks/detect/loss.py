@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from mtyolo.config.training import LossGains
 from mtyolo.geometry import complete_iou
-from mtyolo.structures import Assignment, Matches, Targets
-from mtyolo.tasks.anchors import at_matches, labelled_images
+from mtyolo.structures import Assignment, Targets
+from mtyolo.tasks.anchors import labelled_images
 from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.detect.branch import BOX_VALUES
-from mtyolo.tasks.maps import box_of
+from mtyolo.tasks.maps import box_of, match_rows, rows_and_column
+
+OBJECTNESS = BOX_VALUES - 1
 
 THREE_LEVEL_BALANCE = (4.0, 1.0, 0.4)
 LEVEL_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -39,7 +41,8 @@ def detect_loss(
     balance = THREE_LEVEL_BALANCE if len(maps) == len(THREE_LEVEL_BALANCE) else LEVEL_BALANCE
     sums = torch.zeros(3, device=maps[0].device)
     for number, (level, matches, stride) in enumerate(zip(maps, assignment.levels, strides, strict=True)):
-        predicted = at_matches(level, matches)
+        cells = match_rows(matches, level.shape)
+        predicted, scores = (values.float() for values in rows_and_column(level, cells, OBJECTNESS))
         boxes = box_of(predicted[:, :4], (anchors[number] / stride)[matches.anchor])
         weights = flags[matches.image]
         weights = weights / divisor(weights.sum())
@@ -47,7 +50,7 @@ def detect_loss(
         sums = sums + torch.stack(
             (
                 ((1 - overlap) * weights).sum(),
-                _objectness_loss(level, matches, overlap.detach(), flags) * balance[min(number, len(balance) - 1)],
+                _objectness_loss(scores, cells, overlap.detach(), flags) * balance[min(number, len(balance) - 1)],
                 _class_loss(predicted[:, BOX_VALUES:], targets.classes[matches.object], weights),
             )
         )
@@ -59,26 +62,25 @@ def detect_loss(
     }
 
 
-def _objectness_loss(level: Tensor, matches: Matches, overlap: Tensor, flags: Tensor) -> Tensor:
-    """Everywhere: how well the box that a cell gives overlaps its object, and zero where there is none."""
-    logits = level[..., BOX_VALUES - 1].float()
-    wanted = torch.zeros(logits.shape, device=logits.device)
-    cell = torch.zeros_like(matches.row)
-    for size, index in zip(logits.shape, (matches.image, matches.anchor, matches.row, matches.column), strict=True):
-        cell = cell * size + index
-    wanted.view(-1)[cell] = overlap.clamp(min=0)[_last_claims(cell, wanted.numel())]
-    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((1, 2, 3))
+def _objectness_loss(logits: Tensor, cells: Tensor, overlap: Tensor, flags: Tensor) -> Tensor:
+    """Everywhere: how well the box that a cell gives overlaps its object, and zero where there is none.
+
+    logits: [B * cells of an image]. cells: [N] those that matched.
+    """
+    wanted = torch.zeros_like(logits)
+    wanted[cells] = overlap.clamp(min=0)[_last_claims(cells, len(wanted))]
+    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").view(len(flags), -1).mean(1)
     return (losses * flags).sum() / divisor(flags.sum())
 
 
-def _last_claims(cell: Tensor, cells: int) -> Tensor:
+def _last_claims(cell: Tensor, count: int) -> Tensor:
     """For each match the last match of the same cell.
 
     The official code writes in order, so the last object to claim a cell wins. Parallel writes have no order:
     letting all claims write the last one's value gives the same numbers on every device.
     """
     order = torch.arange(len(cell), device=cell.device)
-    return order.new_zeros(cells).scatter_reduce_(0, cell, order, "amax")[cell]
+    return order.new_zeros(count).scatter_reduce_(0, cell, order, "amax")[cell]
 
 
 def _class_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:

@@ -39,16 +39,19 @@ def segment_loss(outputs: MaskOutputs, assignment: Assignment, targets: Targets,
     objects = torch.cat([found.object for found in levels])
     weights = torch.cat([_shares(found) for found in levels])
     boxes = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(masks.shape[:0:-1] * 2)
-    # Depends on all outputs, so that its gradient is zero, and not an error, where there are no masks.
-    total = coefficients[:0].sum() + prototypes[:0].float().sum()
+    losses = []
     for chunk in _chunks(targets.image_index[objects], prototypes):
         chosen = objects[chunk.pairs]
-        total = total + checkpoint(
-            _weighted_loss,
-            *(coefficients[chunk.pairs], chunk, masks, chosen, boxes[chosen], weights[chunk.pairs]),
-            use_reentrant=False,
-            preserve_rng_state=False,
+        losses.append(
+            checkpoint(
+                _weighted_loss,
+                *(coefficients[chunk.pairs], chunk, masks, chosen, boxes[chosen], weights[chunk.pairs]),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
         )
+    # Without masks it depends on all outputs, too, so that its gradient is zero, and not an error.
+    total = torch.stack(losses).sum() if losses else coefficients.sum() + prototypes[:0].float().sum()
     return {"segment.mask": total * gains.mask}
 
 
