@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mtyolo.tasks.detect.branch import BOX_VALUES
+from mtyolo.tasks.detect.branch import BOX_VALUES, OBJECTNESS
 from mtyolo.tasks.maps import empty_map, rows_and_column, rows_of
 
-BOX, OBJECTNESS, CLASSES = slice(0, BOX_VALUES - 1), BOX_VALUES - 1, slice(BOX_VALUES, None)
+BOX, CLASSES = slice(0, OBJECTNESS), slice(BOX_VALUES, None)
 
 SMALLEST_BELIEF = 1e-3
 """Rows where the teacher's objectness is below this teach no box and no class: all together they would weigh less than
@@ -182,7 +182,8 @@ def _divergence(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
     wanted_on.sigmoid_()
     torch.sub(on, wanted_on, out=slope)
     # log(1 - p) = log(p) - x: half of the exponentials and logarithms that softplus and sigmoid take apart. The price
-    # is an absolute error of 1e-7 times the logits' distance, which hides only what is too small to teach.
+    # is an absolute error of some 1e-7, and as much again for each unit between the logits: it hides only what is too
+    # small to teach, and may be negative. Of p, not 1 - p: so the slope is exact where p is small, as nearly all are.
     return torch.div(wanted_on, on, out=on).log_().sub_(behind).addcmul_(behind, wanted_on)
 
 
@@ -193,11 +194,11 @@ def _softened(student: Tensor, teacher: Tensor, slope: Tensor, temperature: floa
 
 
 def _cross_entropy(student: Tensor, teacher: Tensor, slope: Tensor) -> Tensor:
-    off, wanted_off = _bounded(student).neg_(), _bounded(teacher).neg_().sigmoid_()
-    expected = off * (1 - wanted_off)
-    off.sigmoid_()
-    torch.sub(wanted_off, off, out=slope)
-    return expected.sub_(off.log_())
+    on, wanted_on = _bounded(student), _bounded(teacher).sigmoid_()
+    expected = on * (1 - wanted_on)
+    on.sigmoid_()
+    torch.sub(on, wanted_on, out=slope)
+    return expected.sub_(on.log_())
 
 
 def _bounded(logits: Tensor) -> Tensor:

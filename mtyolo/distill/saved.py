@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtyolo.distill.stacked import Arrays, read_shapes, read_stacked
+from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
 from mtyolo.graph.families import FamilyModel
@@ -152,7 +152,7 @@ def is_saved(folder: Path) -> bool:
 def saved_channels(folder: Path) -> dict[int, int]:
     """Channels of the feature maps that a folder holds, by the teacher's layer."""
     some = next(folder.glob("*.safetensors"), None)
-    shapes = {} if some is None else read_shapes(some)
+    shapes = {} if some is None else read_layout(some)
     return {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
 
 

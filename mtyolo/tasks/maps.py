@@ -18,7 +18,7 @@ def joined_rows(maps: Sequence[Tensor]) -> Tensor:
 
 def rows_of(level: Tensor) -> Tensor:
     """[B*H*W*A, values] of a map [B, A, H, W, values], in the order in which a convolution writes under channels_last:
-    a view then. Rows stay rows."""
+    a view then, otherwise a copy. Rows stay rows."""
     return level if level.ndim == 2 else level.movedim(1, -2).reshape(-1, level.shape[-1])
 
 
@@ -26,7 +26,7 @@ def empty_map(shape: Sequence[int], like: Tensor) -> Tensor:
     """Uninitialised, of `like`'s kind, channels last, so that `rows_of` it is a view.
 
     For gradients: the convolution behind the map takes them without a copy, and torch adds to them in place, which it
-    does not to a view.
+    does not to a view; so it is made with these strides, not moved to them.
     """
     if len(shape) == 2:
         return like.new_empty(shape)
@@ -65,13 +65,29 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_picked: Tensor, to_column: Tensor | None) -> tuple[Tensor, None, None]:
-        # Not once_differentiable: teachers' gradient similarity asks for the gradient of this gradient.
-        gradient = empty_map(ctx.shape, to_picked).zero_()
-        rows = rows_of(gradient)
-        rows.index_put_(ctx.saved_tensors, to_picked, accumulate=True)
-        if to_column is not None:
-            rows[:, ctx.column] += to_column
-        return gradient, None, None
+        return _Spread.apply(to_picked, to_column, ctx.saved_tensors[0], ctx.shape, ctx.column), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Back to a map that is zero elsewhere; by itself, as teachers' gradient similarity differentiates it, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, picked: Tensor, whole: Tensor | None, numbers: Tensor, shape: torch.Size, column: int | None
+    ) -> Tensor:
+        ctx.save_for_backward(numbers)
+        ctx.column = column
+        spread = empty_map(shape, picked).zero_()
+        rows = rows_of(spread)
+        rows.index_put_((numbers,), picked, accumulate=True)
+        if whole is not None:
+            rows[:, column] += whole
+        return spread
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        picked, whole = _Picked.apply(gradient, ctx.saved_tensors[0], ctx.column)
+        return picked, whole, None, None, None
 
 
 def box_of(raw: Tensor, anchors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from mtyolo.geometry import cxcywh_to_xyxy
-from mtyolo.tasks.detect.branch import BOX_VALUES
+from mtyolo.tasks.detect.branch import BOX_VALUES, OBJECTNESS
 
 CANDIDATES = 30_000
 """At most so many boxes an image enter the suppression, best first (official max_nms)."""
@@ -43,7 +43,7 @@ def select(
 def _select_one(
     decoded: Tensor, confidence: float, iou: float, limit: int, multi_label: bool, agnostic: bool
 ) -> Selection:
-    objectness = decoded[:, BOX_VALUES - 1]
+    objectness = decoded[:, OBJECTNESS]
     # Objectness bounds the score: most rows leave here, before anything is computed on their classes.
     rows = (objectness > confidence).nonzero().flatten()
     products = decoded[rows, BOX_VALUES:] * objectness[rows, None]

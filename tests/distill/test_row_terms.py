@@ -137,6 +137,18 @@ def test_divergence_in_single_precision_is_that_in_double_to_a_ten_millionth(gap
     torch.testing.assert_close(single.grad, student.grad.float(), rtol=1e-5, atol=2e-7)
 
 
+@pytest.mark.parametrize("loss", [bernoulli_kl, soft_bce])
+@pytest.mark.parametrize("logit", [-14.0, -10.0, -5.0, 0.0])
+def test_where_an_object_is_unlikely_small_differences_still_pull_the_right_way(loss: RowLoss, logit: float) -> None:
+    """Nearly all logits of a detector lie there; seen as 1 - 0.99999, their differences drown."""
+    student = torch.linspace(logit - 0.5, logit + 0.5, 24, dtype=torch.float64).view(1, 3, 8)
+    slopes = []
+    for values in (student.requires_grad_(), student.detach().float().requires_grad_()):
+        loss([values], [values.detach() + 0.01]).backward()
+        slopes.append(values.grad)
+    torch.testing.assert_close(slopes[1].double(), slopes[0], rtol=2e-3, atol=0.0)
+
+
 def test_soft_bce_of_equal_outputs_is_the_entropy_and_pulls_nowhere() -> None:
     student = rows(0).requires_grad_()
     loss = soft_bce([student], [rows(0)])

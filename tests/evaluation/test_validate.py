@@ -90,7 +90,7 @@ def test_images_that_are_not_labelled_for_a_task_do_not_count_for_it(three_tasks
     assert metrics.tasks.keys() == {"detect", "segment"}
     assert (metrics.tasks["detect"].images, metrics.tasks["segment"].images) == (2, 4)
     labelled_only = validate(three_tasks, first(val, 2), size=320, tasks=["detect"])
-    assert metrics.tasks["detect"] == labelled_only.tasks["detect"]
+    assert repr(metrics.tasks["detect"]) == repr(labelled_only.tasks["detect"]), "in words, as NaN equals nothing"
 
 
 def test_every_module_is_left_in_its_own_mode_and_can_train_on(three_tasks: Model, val: Split):
@@ -125,7 +125,8 @@ def test_progress_counts_batches(official: Model, val: Split):
 
 def test_a_size_that_does_not_divide_is_rounded_up(official: Model, val: Split):
     few = first(val, 2)
-    assert validate(official, few, size=300).tasks == validate(official, few, size=320).tasks
+    by_size = [validate(official, few, size=size).tasks for size in (300, 320)]
+    assert repr(by_size[0]) == repr(by_size[1]), "in words, as NaN equals nothing"
 
 
 class Features:

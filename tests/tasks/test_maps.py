@@ -69,12 +69,13 @@ def test_without_matches_there_are_no_rows_and_a_gradient_of_zero() -> None:
     assert not gradient.any()
 
 
-def test_the_gradient_can_itself_be_differentiated() -> None:
+@pytest.mark.parametrize("layout", ["channels last", "contiguous"])
+def test_the_gradient_can_itself_be_differentiated(layout: str) -> None:
     cells = match_rows(matches(), SHAPE)
 
     def function(level: Tensor) -> Tensor:
         rows, column = rows_and_column(level, cells, 4)
         return rows.pow(3).sum() + column.pow(2).sum()
 
-    assert torch.autograd.gradcheck(function, raw_map("contiguous"))
-    assert torch.autograd.gradgradcheck(function, raw_map("contiguous"))
+    assert torch.autograd.gradcheck(function, raw_map(layout))
+    assert torch.autograd.gradgradcheck(function, raw_map(layout))

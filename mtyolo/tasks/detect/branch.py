@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtyolo.structures import Level, Pyramid
 
-BOX_VALUES = 5
-"""x, y, width, height, objectness; then the classes."""
+BOX_VALUES, OBJECTNESS = 5, 4
+"""x, y, width, height, objectness; then the classes. And the place of objectness among them."""
 
 OBJECTS_PER_IMAGE = 8
 PRIOR_SIZE = 640
@@ -54,5 +54,5 @@ class DetectBranch(nn.Module):
         """Without it a fresh branch sees an object everywhere, and the first steps go into unlearning that."""
         for stride, layer in zip(self.strides, self.layers, strict=True):
             bias = layer.get_parameter("bias").view(count, -1)
-            bias[:, BOX_VALUES - 1] += math.log(OBJECTS_PER_IMAGE / (PRIOR_SIZE / stride) ** 2)
+            bias[:, OBJECTNESS] += math.log(OBJECTS_PER_IMAGE / (PRIOR_SIZE / stride) ** 2)
             bias[:, BOX_VALUES:] += math.log(CLASS_PRIOR / (classes - SINGLE_CLASS_GUARD))
