@@ -34,10 +34,9 @@ from mtyolo.training.processes import make_accelerator
 from mtyolo.training.progress import Display
 from mtyolo.training.settings import settle
 from mtyolo.training.stages import plan_stages
-from mtyolo.training.state import RunState
 from mtyolo.training.stopping import StopRequest
 from mtyolo.training.train import make_state, training_step
-from mtyolo.training.work import StageWork, make_work
+from mtyolo.training.work import make_work
 
 BATCH = 8
 STEPS = 5
@@ -72,11 +71,7 @@ def training_steps(folder: Path, model: Model, method: dict[str, Any]) -> list[C
     works = [make_work(stage, model, split, **options) for stage in plan_stages(plan, config, model)]
     for group in (group for work in works for group in work.optimizer.param_groups):
         group["lr"] = 0.0
-    return [partial(_step, state, work, tools) for work in works]
-
-
-def _step(state: RunState, work: StageWork, tools: Tools, batch: Batch) -> bool:
-    return training_step(state, work, batch, tools)
+    return [partial(training_step, state, work, tools=tools) for work in works]
 
 
 def seconds(step: Callable[[], object]) -> float:
