@@ -92,8 +92,13 @@ class Model(nn.Module):
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
         # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
         # its branch saw, without that way.
-        fused = {stride: features.view_as(features) for stride, features in self.graph(images, adapted).items()}
-        return Outputs(adapted, fused, **{task: branch(fused) for task, branch in self.branches.items()})
+        fused, taken = (
+            {stride: features.view_as(features) for stride, features in pyramid.items()}
+            for pyramid in self.graph.run(images, adapted)
+        )
+        outputs = Outputs(adapted, fused, **{task: branch(fused, taken) for task, branch in self.branches.items()})
+        sees_taken = outputs.keypoint is not None and outputs.keypoint.heatmaps is not None
+        return outputs._replace(taken=taken) if sees_taken else outputs
 
     def decode(self, outputs: Outputs) -> Tensor:
         """The classic [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores."""

@@ -95,6 +95,13 @@ class MaskOutputs(NamedTuple):
     prototypes: Tensor  # [B, P, H/4, W/4]
 
 
+class KeypointOutputs(NamedTuple):
+    """Raw output of the keypoint branch."""
+
+    points: list[Tensor]  # per level [B, A, H, W, 3 * K]: where each anchor takes its object's points to be
+    heatmaps: Tensor | None = None  # [B, K, H/8, W/8] logits: where in the picture each is likely
+
+
 class Outputs(NamedTuple):
     """One forward pass, raw; the same type in training and evaluation."""
 
@@ -102,7 +109,8 @@ class Outputs(NamedTuple):
     fused: Pyramid  # what the branches saw
     detect: list[Tensor]  # per level [B, A, H, W, 5 + classes]: the classic three maps
     segment: MaskOutputs | None = None
-    keypoint: list[Tensor] | None = None  # per level [B, A, H, W, 3 * K]
+    keypoint: KeypointOutputs | None = None
+    taken: Pyramid | None = None  # what the neck took in, where a branch saw that, too
 
 
 class Matches(NamedTuple):

@@ -112,8 +112,13 @@ def _shapes(model: Model, outputs: Outputs, size: int) -> dict[str, tuple[Shape,
         "detector.neck": _of_tensors(outputs.fused.values()),
         "detect": _of_tensors(outputs.detect),
         "segment": _of_tensors([*segment.coefficients, segment.prototypes] if segment else []),
-        "keypoint": _of_tensors(outputs.keypoint or []),
+        "keypoint": _of_tensors(_points_and_maps(outputs)),
     }
+
+
+def _points_and_maps(outputs: Outputs) -> list[Tensor]:
+    keypoint = outputs.keypoint
+    return [] if keypoint is None else [*keypoint.points, *([] if keypoint.heatmaps is None else [keypoint.heatmaps])]
 
 
 def _of_levels(levels: Iterable[Level], size: int) -> tuple[Shape, ...]:

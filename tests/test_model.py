@@ -130,6 +130,36 @@ def test_weights_are_one_file_that_builds_the_same_model_again(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
+def test_the_keypoint_branch_sees_the_features_that_replace_layers() -> None:
+    model = build(neck(tasks={"keypoint": {}}, adapters={"type": "identity"}))
+    given = {stride: level.requires_grad_() for stride, level in features(batch=2).items()}
+    outputs = model(pyramid=given)
+    assert outputs.keypoint.heatmaps.shape == (2, 17, 8, 8)
+    assert outputs.taken.keys() == {8, 16, 32}
+    # Balancers ask for each task's gradient on what its branch saw: none is on the way to another.
+    shared = [*outputs.fused.values(), *outputs.taken.values()]
+    gradients = torch.autograd.grad(outputs.keypoint.heatmaps.square().sum(), shared, retain_graph=True)
+    assert all(gradient.any() for gradient in gradients)
+    none = torch.autograd.grad(outputs.fused[32].sum(), list(outputs.taken.values()), allow_unused=True)
+    assert none == (None, None, None)
+
+
+def test_where_features_enter_behind_what_the_neck_takes_heatmaps_see_the_rest() -> None:
+    config = neck(
+        extractor={"name": "features", "levels": {8: 64, 16: 128, 32: 256}},
+        detector={"graph": "yolov5n.yaml", "entry": {17: 8, 20: 16, 23: 32}},
+        tasks={"keypoint": {}},
+    )
+    outputs = build(config)(pyramid=features())
+    assert outputs.taken == {}
+    assert outputs.keypoint.heatmaps.shape == (1, 17, 8, 8)
+
+
+def test_models_without_heatmaps_take_nothing_along() -> None:
+    for tasks in ({"keypoint": {"heatmaps": False}}, {"segment": {}}):
+        assert build(neck(tasks=tasks))(pyramid=features()).taken is None
+
+
 def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -81,6 +81,8 @@ class SegmentConfig(Strict):
 class KeypointConfig(Strict):
     points: Positive | None = None
     """Default: the data set's kpt_shape, or COCO's 17."""
+    heatmaps: bool = True
+    """Find points in maps of the picture, near where the anchors take them to be; or by the anchors alone."""
 
 
 class TasksConfig(Strict):

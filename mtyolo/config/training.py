@@ -37,6 +37,7 @@ class LossGains(Strict):
     """The official segment trainer weighs masks like boxes."""
     location: float = 0.03
     """ln(1 + e) of points is large at first, and pulls the shared layers with it: measured, 0.1 finds points worse."""
+    heatmap: float = 0.05
     visibility: float = 0.02
 
 

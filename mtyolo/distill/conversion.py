@@ -18,7 +18,7 @@ from mtyolo.distill.layout import (
 )
 from mtyolo.graph.families import BOX_VALUES, FamilyModel, FamilyOutputs
 from mtyolo.model import Model
-from mtyolo.structures import MaskOutputs, Outputs
+from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 
 Source = Model | FamilyModel
@@ -48,6 +48,8 @@ def in_layout(
         cells, prototypes = _family_cells(raw, source, own), raw.prototypes
     chosen = {stride: choose_classes(level, columns) for stride, level in cells.items()}
     outputs = to_layout(chosen, layout, size, size[0] / own[0])
+    if outputs.keypoint is not None and isinstance(raw, Outputs) and raw.keypoint is not None:
+        outputs = outputs._replace(keypoint=outputs.keypoint._replace(heatmaps=raw.keypoint.heatmaps))
     if outputs.segment is None or prototypes is None:
         return outputs._replace(segment=None)
     return outputs._replace(segment=MaskOutputs(outputs.segment.coefficients, prototypes.float()))
@@ -59,7 +61,8 @@ def _reordered(raw: Outputs, columns: Sequence[int | None]) -> Outputs:
     straight = order == list(range(len(order)))
     maps = [level.float() if straight else level.float()[..., order] for level in raw.detect]
     segment = raw.segment and MaskOutputs([c.float() for c in raw.segment.coefficients], raw.segment.prototypes.float())
-    return Outputs({}, {}, maps, segment, raw.keypoint and [level.float() for level in raw.keypoint])
+    keypoint = raw.keypoint and KeypointOutputs([level.float() for level in raw.keypoint.points], raw.keypoint.heatmaps)
+    return Outputs({}, {}, maps, segment, keypoint)
 
 
 def _model_cells(raw: Outputs, layout: Layout, size: Shape) -> dict[int, Cells]:
@@ -69,7 +72,7 @@ def _model_cells(raw: Outputs, layout: Layout, size: Shape) -> dict[int, Cells]:
             cells[stride] = cells[stride]._replace(coefficients=level.float())
     if raw.keypoint is not None:
         boxes = [cells[stride].boxes for stride in layout.strides]
-        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint, boxes), strict=True):
+        for stride, points in zip(layout.strides, points_in_pixels(raw.keypoint.points, boxes), strict=True):
             cells[stride] = cells[stride]._replace(points=points)
     return cells
 

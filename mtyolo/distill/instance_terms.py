@@ -16,6 +16,7 @@ from mtyolo.distill.row_terms import BOX, CLASSES, OBJECTNESS, bernoulli_diverge
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.structures import MaskOutputs
 from mtyolo.tasks.keypoint.decode import points_of
+from mtyolo.tasks.keypoint.heatmaps import LABEL_SPREAD, divergence, place, windows
 from mtyolo.tasks.keypoint.loss import oks_distance
 
 CONFIDENT = 0.25
@@ -68,6 +69,24 @@ def keypoint_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: 
     location = (missed * seen_by_teacher.sigmoid()).mean(1)
     visibility = bernoulli_divergence(seen, seen_by_teacher).mean(1)
     return (picks.belief * (location + visibility)).sum() / picks.belief.sum().clamp(min=1.0)
+
+
+def heatmap_divergence(student: Tensor, teacher: Tensor, picks: Picks, size: tuple[int, int], sigmas: Tensor) -> Tensor:
+    """Divergence of heat-maps in the windows of the teacher's boxes; a mean over points, then over rows by belief.
+
+    student: [B, K, h, w]. teacher: the same of any size; or, of one without heat-maps, its rows [B, R, 3 * K]: then a
+    bump around each point that it sees is learned, as from a label. size: height and width of the student's input.
+    """
+    found = windows(student, picks.image, picks.boxes_cxcywh, size)
+    if teacher.ndim == student.ndim:
+        wanted = windows(teacher, picks.image, picks.boxes_cxcywh, size).flatten(2).log_softmax(-1)
+        seen = wanted.new_ones(wanted.shape[:2])
+    else:
+        points, logits = points_of(teacher[picks.image, picks.row], picks.boxes_cxcywh)
+        places = place(points, picks.boxes_cxcywh, sigmas, LABEL_SPREAD)
+        wanted, seen = places.bumps(), logits.sigmoid() * places.inside()
+    missed = (divergence(found, wanted) * seen).mean(1)
+    return (picks.belief * missed).sum() / picks.belief.sum().clamp(min=1.0)
 
 
 def confident(teacher: Tensor, place: Geometry) -> Picks:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtyolo.errors import ConfigError
-from mtyolo.structures import MaskOutputs, Outputs
+from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 from mtyolo.tasks.anchors import MATCH_RATIO, anchor_rows
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 from mtyolo.tasks.keypoint.decode import points_of
@@ -150,7 +150,13 @@ def to_layout(cells: dict[int, Cells], target: Layout, size: Shape, scale: float
             keypoints.append(_encode_points(level.points, level.boxes))
     # Prototypes are the whole picture's; the caller has them.
     empty = maps[0].new_zeros(0)
-    return Outputs({}, {}, maps, MaskOutputs(coefficients, empty) if coefficients else None, keypoints or None)
+    return Outputs(
+        {},
+        {},
+        maps,
+        MaskOutputs(coefficients, empty) if coefficients else None,
+        KeypointOutputs(keypoints) if keypoints else None,
+    )
 
 
 def _resampled(cells: Cells, anchors: int, shape: Shape) -> Cells:

@@ -66,9 +66,15 @@ class Exchange:
     def keypoints(self) -> Tensor:
         assert self.student.keypoint is not None
         assert self.teacher.keypoint is not None
-        points = _rows(self.student.keypoint), _rows(self.teacher.keypoint)
         sigmas = torch.tensor(default_sigmas(self.model.keypoints or 0)) if self.sigmas is None else self.sigmas
-        return instance_terms.keypoint_divergence(*points, self.picks, sigmas.to(points[0].device))
+        sigmas = sigmas.to(self.picks.belief.device)
+        points = _rows(self.student.keypoint.points), _rows(self.teacher.keypoint.points)
+        rows = instance_terms.keypoint_divergence(*points, self.picks, sigmas)
+        own, theirs = self.student.keypoint.heatmaps, self.teacher.keypoint.heatmaps
+        if own is None:
+            return rows
+        wanted = points[1] if theirs is None else theirs
+        return rows + instance_terms.heatmap_divergence(own, wanted, self.picks, self.size, sigmas)
 
 
 def _rows(maps: Sequence[Tensor]) -> Tensor:

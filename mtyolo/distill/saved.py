@@ -28,7 +28,7 @@ from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
 from mtyolo.graph.families import FamilyModel
 from mtyolo.model import Model
-from mtyolo.structures import MaskOutputs, Outputs
+from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 
 CARD = "teacher.json"
 FORMAT = "mtyolo-teacher/2"
@@ -180,7 +180,9 @@ def _named(lesson: Lesson) -> dict[str, Tensor]:
     if segment is not None:
         named |= {f"coefficients.{number}": level for number, level in enumerate(segment.coefficients)}
         named["prototypes"] = segment.prototypes
-    named |= {f"keypoint.{number}": level for number, level in enumerate(outputs.keypoint or [])}
+    if outputs.keypoint is not None:
+        named |= {f"keypoint.{number}": level for number, level in enumerate(outputs.keypoint.points)}
+        named |= {} if outputs.keypoint.heatmaps is None else {"heatmaps": outputs.keypoint.heatmaps}
     return named | {f"feature.{number}": features for number, features in lesson.features.items()}
 
 
@@ -192,7 +194,9 @@ def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
         return [found[f"{kind}.{number}"] for number in range(len(found))]
 
     segment = MaskOutputs(levels("coefficients"), named["prototypes"]) if "prototypes" in named else None
-    outputs = Outputs({}, {}, levels("detect"), segment, levels("keypoint") or None)
+    points = levels("keypoint")
+    keypoint = KeypointOutputs(points, named.get("heatmaps")) if points else None
+    outputs = Outputs({}, {}, levels("detect"), segment, keypoint)
     features = {
         int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,42 @@ AREA_OF_BOX = 0.53
 """A person's share of the box, in place of the mask's area where there is no mask; as CrowdPose and ultralytics do."""
 
 
+def carrying_classes(records: Iterable[ImageRecord]) -> set[int]:
+    """Classes of which some object has a labelled point, in images that are labelled for keypoints."""
+    labels = [record.labels for record in records if "keypoint" in record.labels.labelled]
+    return {
+        int(number)
+        for one in labels
+        if one.keypoints is not None
+        for number in one.classes[(one.keypoints[..., 2] > 0).any(1)]
+    }
+
+
 class KeypointPrecision(CocoPrecision):
     """Average precision of keypoints by object keypoint similarity (OKS).
 
     Judged are the classes of which some object has labelled points. Of those classes, objects without labelled points
     and crowd regions are ignored, as COCO does.
     sigmas: falloff of each of the K points, in units of the root of the object's area.
+    classes: those that are going to be judged, where that is known before.
     """
 
-    def __init__(self, names: Mapping[int, str], sigmas: Sequence[float]) -> None:
+    def __init__(
+        self, names: Mapping[int, str], sigmas: Sequence[float], classes: Collection[int] | None = None
+    ) -> None:
         super().__init__("keypoints", names, MOST_DETECTIONS)
         self.sigmas = np.asarray(sigmas)
+        self.classes = None if classes is None else sorted(classes)
+
+    def counts(self, classes: NDArray[Any]) -> NDArray[np.bool_]:
+        """[N] bool: of an image's detections, best first, those that the average precision looks at.
+
+        classes: [N], of each.
+        """
+        chosen = np.zeros(len(classes), dtype=bool)
+        for number in np.unique(classes) if self.classes is None else self.classes:
+            chosen[np.flatnonzero(classes == number)[: MOST_DETECTIONS[-1]]] = True
+        return chosen
 
     def add(self, detections: Detections, record: ImageRecord) -> None:
         if detections.keypoints is None:

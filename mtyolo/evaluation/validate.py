@@ -13,7 +13,7 @@ import torch
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import ImageRecord, Split, pictures_only
 from mtyolo.errors import ConfigError, DataError
-from mtyolo.evaluation.keypoints import KeypointPrecision
+from mtyolo.evaluation.keypoints import KeypointPrecision, carrying_classes
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
@@ -110,7 +110,7 @@ def _judge(task: str, model: Model, split: Split) -> Judge:
             f"split {split.name}: labelled with {split.points} keypoints, the model predicts {model.keypoints}; "
             "set kpt_shape of the data and points of the model to the same number"
         )
-    return KeypointPrecision(split.names, split.sigmas)
+    return KeypointPrecision(split.names, split.sigmas, carrying_classes(split.records))
 
 
 def forward(model: Model, batch: Batch) -> Outputs:
@@ -141,15 +141,27 @@ def _judge_image(
 ) -> None:
     """Tell the judges of one image of a batch. Its masks are encoded before those of the next image are made."""
     place = (model.anchors, model.strides, input_size(batch), batch.letterboxes[number])
-    found = image_instances(outputs._replace(segment=None), number, kept, *place)
     for task, judge in judges.items():
-        if not batch.targets.labelled[task][number]:
-            continue
-        if task == "segment":
-            best = Selection(*(values[:MOST_MASKS] for values in kept))
-            judge.add(image_instances(outputs._replace(keypoint=None), number, best, *place), record)
-        else:
-            judge.add(found, record)
+        if batch.targets.labelled[task][number]:
+            chosen = _worth_judging(judge, kept)
+            judge.add(image_instances(_only(task, outputs), number, chosen, *place), record)
+
+
+def _worth_judging(judge: Judge, kept: Selection) -> Selection:
+    """Of an image's detections those that count. Masks and points of the others would cost more than all the rest."""
+    if isinstance(judge, MaskPrecision):
+        return Selection(*(values[:MOST_MASKS] for values in kept))
+    if isinstance(judge, KeypointPrecision):
+        counts = judge.counts(kept.classes.cpu().numpy())
+        return Selection(*(values[torch.from_numpy(counts).to(values.device)] for values in kept))
+    return kept
+
+
+def _only(task: str, outputs: Outputs) -> Outputs:
+    return outputs._replace(
+        segment=outputs.segment if task == "segment" else None,
+        keypoint=outputs.keypoint if task == "keypoint" else None,
+    )
 
 
 class _Clock:

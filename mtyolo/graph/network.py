@@ -47,6 +47,8 @@ class Graph(nn.Module):
             {str(layer.number): _build(layer, _input_channels(layer, self.levels), spec) for layer in self.steps}
         )
         finish(self, make_activation(spec.activation))
+        built = {layer.number for layer in self.steps} | self.entry.keys()
+        self._taken = [layer for layer in default_entry(spec) if layer in built]
         self.needs_images = INPUT not in self.entry and any(INPUT in layer.sources for layer in self.steps)
         unused = [layer for layer in self.entry if not self._takes(layer)]
         if unused:
@@ -62,15 +64,27 @@ class Graph(nn.Module):
         """What `forward` gives, in the head's order."""
         return tuple(self.levels[layer] for layer in self.wanted)
 
+    @property
+    def taken_levels(self) -> tuple[Level, ...]:
+        """What the neck takes in, fine to coarse, as far as it is there: a feature may enter behind it."""
+        return tuple(sorted(self.levels[layer] for layer in self._taken))
+
     def forward(self, images: Tensor | None, replaced: Pyramid) -> Pyramid:
         """images: [B, C, H, W]; None when features replace all that needs them. Returns stride -> wanted output."""
+        return self.run(images, replaced)[0]
+
+    def run(self, images: Tensor | None, replaced: Pyramid) -> tuple[Pyramid, Pyramid]:
+        """The same, and stride -> what the neck took in."""
         outputs = {layer: replaced[stride] for layer, stride in self.entry.items()}
         if images is not None:
             outputs.setdefault(INPUT, images)
         for layer in self.steps:
             inputs = [outputs[source] for source in layer.sources]
             outputs[layer.number] = self.layers[str(layer.number)](inputs if layer.block in JOINING else inputs[0])
-        return {self.levels[layer].stride: outputs[layer] for layer in self.wanted}
+        return (
+            {self.levels[layer].stride: outputs[layer] for layer in self.wanted},
+            {self.levels[layer].stride: outputs[layer] for layer in self._taken},
+        )
 
     def _takes(self, number: int) -> bool:
         return number in self.wanted or any(number in layer.sources for layer in self.steps)

@@ -67,7 +67,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("detect", DetectBranch, ("detect.box", "detect.objectness", "detect.class"), _detect),
         Task("segment", SegmentBranch, ("segment.mask",), _segment),
-        Task("keypoint", KeypointBranch, ("keypoint.location", "keypoint.visibility"), _keypoint),
+        Task("keypoint", KeypointBranch, ("keypoint.location", "keypoint.visibility", "keypoint.heatmap"), _keypoint),
     )
 }
 """In the order of a model's branches."""

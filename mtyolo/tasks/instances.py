@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtyolo.geometry import boxes_to_original, points_to_original, xyxy_to_cxcywh
+from mtyolo.geometry import boxes_to_original, default_sigmas, points_to_original, xyxy_to_cxcywh
 from mtyolo.structures import Detections, Letterbox, Outputs
 from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.decode import points_of
+from mtyolo.tasks.keypoint.heatmaps import refine, windows
 from mtyolo.tasks.segment.decode import compose_masks
 from mtyolo.tasks.select import Selection, select
 
@@ -60,8 +61,13 @@ def image_instances(
         prototypes = outputs.segment.prototypes[number]
         found.masks = compose_masks(coefficients, prototypes, boxes, size=size, letterbox=letterbox)
     if outputs.keypoint is not None:
-        raw = _at_rows(outputs.keypoint, number, kept.rows)
-        points, visibility = points_of(raw, xyxy_to_cxcywh(kept.boxes_xyxy))
+        raw = _at_rows(outputs.keypoint.points, number, kept.rows)
+        places = xyxy_to_cxcywh(kept.boxes_xyxy)
+        points, visibility = points_of(raw, places)
+        if outputs.keypoint.heatmaps is not None:
+            sigmas = points.new_tensor(default_sigmas(points.shape[1]))
+            logits = windows(outputs.keypoint.heatmaps[number : number + 1], torch.zeros_like(kept.rows), places, size)
+            points = refine(points, places, logits, sigmas)
         points = points if letterbox is None else points_to_original(points, letterbox)
         found.keypoints = torch.cat((points, visibility.sigmoid()[..., None]), -1)
     return found

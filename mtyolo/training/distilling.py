@@ -16,7 +16,7 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
-from mtyolo.training.objectives import Losses, TasksObjective, forward
+from mtyolo.training.objectives import Losses, TasksObjective, forward, shared_features
 from mtyolo.training.stages import Stage
 from mtyolo.training.stored import validation_batches
 
@@ -39,7 +39,7 @@ class DistilledObjective:
         soft, hard = self.distiller.weights
         with self.distiller.watching(batch.images) as seen:
             outputs = forward(model, batch)
-        losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, list(outputs.fused.values()))
+        losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         terms = self.distiller(model, outputs, seen, batch.targets)
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum()

@@ -65,7 +65,12 @@ class TasksObjective:
         images = len(batch.indices)  # the losses come as sums over images
         components = {name: value / images for parts in computed.values() for name, value in parts.items()}
         tasks = {task: torch.stack([components[name] for name in parts]).sum() for task, parts in computed.items()}
-        return Losses(tasks, components, list(outputs.fused.values()))
+        return Losses(tasks, components, shared_features(outputs))
+
+
+def shared_features(outputs: Outputs) -> list[Tensor]:
+    """What all branches saw, independent of each other: there balancers look at the tasks' gradients."""
+    return [*outputs.fused.values(), *(outputs.taken or {}).values()]
 
 
 def forward(model: Model, batch: Batch) -> Outputs:

@@ -140,7 +140,7 @@ def assert_points_agree(outputs: Outputs, student: Model, expected: Tensor, scal
     """expected: [B, R, K, 2 or 3] in the teacher's pixels. Without visibility, points count as seen."""
     assert outputs.keypoint is not None
     boxes, fits = boxes_of(outputs, student)
-    points, seen = points_of(joined_rows(outputs.keypoint)[fits], boxes[fits])
+    points, seen = points_of(joined_rows(outputs.keypoint.points)[fits], boxes[fits])
     wanted = expected[fits] * scale
     assert torch.allclose(points, wanted[..., :2], atol=0.1, rtol=2e-3)
     if expected.shape[-1] == 3:

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from mtyolo.distill.instance_terms import Picks, confident, keypoint_divergence, mask_divergence
+from mtyolo.distill.instance_terms import Picks, confident, heatmap_divergence, keypoint_divergence, mask_divergence
 from mtyolo.distill.layout import Layout, geometry
 from mtyolo.structures import MaskOutputs
+from mtyolo.tasks.keypoint.heatmaps import CELLS, LABEL_SPREAD, place, windows
 
 CLASSES = 3
 SIZE = (64, 64)
@@ -97,6 +98,50 @@ def test_equal_keypoints_cost_nothing_and_pull_nowhere() -> None:
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
     assert float(student.grad.abs().max()) < 1e-6
+
+
+def test_heatmaps_agree_with_a_loop_over_cells() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 2, 8, 8), torch.randn(2, 2, 16, 16)  # the teacher saw larger pictures
+    chosen, sigmas = picks(), torch.tensor([0.05, 0.1])
+    own, wanted = (windows(maps, chosen.image, chosen.boxes_cxcywh, SIZE).flatten(2) for maps in (student, teacher))
+    total = 0.0
+    for n in range(3):
+        for k in range(2):
+            weights = [[math.exp(value) for value in maps[n, k].tolist()] for maps in (own, wanted)]
+            found, right = ([weight / sum(some) for weight in some] for some in weights)
+            lost = sum(q * math.log(q / p) for p, q in zip(found, right, strict=True))
+            total += float(chosen.belief[n]) * lost / 2
+    loss = heatmap_divergence(student, teacher, chosen, SIZE, sigmas)
+    assert float(loss) == pytest.approx(total / 2.1, rel=1e-4)
+
+
+def test_equal_heatmaps_cost_nothing_and_pull_nowhere() -> None:
+    student = torch.randn(2, 2, 8, 8).requires_grad_()
+    loss = heatmap_divergence(student, student.detach().clone(), picks(), SIZE, torch.tensor([0.05, 0.1]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 1e-6
+
+
+def test_rows_of_a_teacher_without_heatmaps_teach_them_where_they_see_a_point() -> None:
+    """Nothing is left to learn where the windows hold the bumps themselves; what is unseen teaches nothing."""
+    rows, sigmas = torch.zeros(2, 160, 6), torch.tensor([0.1, 0.2])
+    rows[..., 2], rows[..., 5] = 20.0, -20.0
+    chosen = Picks(*(part[2:] for part in picks()))
+    boxes = chosen.boxes_cxcywh
+    bumps = place(boxes[:, None, :2].expand(-1, 2, -1), boxes, sigmas, LABEL_SPREAD).bumps()
+    # A picture that is one box's window, cell by cell.
+    whole = Picks(torch.tensor([0]), chosen.row, chosen.belief, boxes)
+    size = (round(float(boxes[0, 3]) * 1.2), round(float(boxes[0, 2]) * 1.2))
+    whole = whole._replace(boxes_cxcywh=torch.tensor([[size[1] / 2, size[0] / 2, size[1] / 1.2, size[0] / 1.2]]))
+    maps = bumps.view(1, 2, CELLS, CELLS)
+    assert float(heatmap_divergence(maps, rows[:1], whole, size, sigmas)) < 0.01
+    nothing = heatmap_divergence(torch.zeros_like(maps), rows[:1], whole, size, sigmas)
+    assert float(nothing) > 0.2
+    rows[..., 2] = -20.0
+    assert float(heatmap_divergence(torch.zeros_like(maps), rows[:1], whole, size, sigmas)) < 1e-6
 
 
 def test_confident_rows_are_those_above_a_quarter_with_their_decoded_boxes() -> None:

@@ -54,6 +54,11 @@ def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path
             found.outputs.segment.prototypes.float(), expected.outputs.segment.prototypes, rtol=1e-3, atol=1e-3
         )
         assert found.outputs.keypoint is not None
+        assert expected.outputs.keypoint is not None
+        maps = found.outputs.keypoint.heatmaps, expected.outputs.keypoint.heatmaps
+        assert maps[1] is not None
+        assert torch.allclose(maps[0].float(), maps[1], rtol=1e-3, atol=1e-3)
+        assert maps[1].any()
         assert found.features.keys() == expected.features.keys()
         for number, features in expected.features.items():
             assert torch.allclose(found.features[number], features, rtol=1e-3, atol=1e-3), attempt

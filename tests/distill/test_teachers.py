@@ -240,4 +240,16 @@ def test_any_mtyolo_model_can_teach(tmp_path: Path) -> None:
     assert torch.equal(found.segment.prototypes, expected.segment.prototypes)
     assert found.keypoint is not None
     assert expected.keypoint is not None
-    assert torch.equal(found.keypoint[1], expected.keypoint[1])
+    assert torch.equal(found.keypoint.points[1], expected.keypoint.points[1])
+    assert found.keypoint.heatmaps.any()
+    assert torch.equal(found.keypoint.heatmaps, expected.keypoint.heatmaps)
+
+
+def test_heatmaps_of_a_teacher_that_sees_larger_pictures_are_passed_on_as_they_are(tmp_path: Path) -> None:
+    model = tiny_model(seed=1, keypoint={}).eval()
+    config = teacher_of(save_weights(model, tmp_path / "t.safetensors"), size=2 * SIZE)
+    teacher = open_teacher(config, tiny_model(keypoint={}), SIZE)
+    found = teacher(torch.rand(1, 3, SIZE, SIZE)).keypoint
+    assert found is not None
+    assert found.points[0].shape[2:4] == (SIZE // 8, SIZE // 8)
+    assert found.heatmaps.shape[2:] == (SIZE // 4, SIZE // 4)

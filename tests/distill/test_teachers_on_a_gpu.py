@@ -54,7 +54,7 @@ def tensors(lesson: Lesson) -> list[Tensor]:
     outputs = lesson.outputs
     masks = [] if outputs.segment is None else [*outputs.segment.coefficients, outputs.segment.prototypes]
     scores = [level[..., 4:].sigmoid() for level in outputs.detect]
-    return [*scores, *masks, *(outputs.keypoint or []), *lesson.features.values()]
+    return [*scores, *masks, *(outputs.keypoint.points if outputs.keypoint else []), *lesson.features.values()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load
@@ -21,6 +22,7 @@ from mtyolo.evaluation.validate import validate
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch
+from mtyolo.tasks.keypoint.heatmaps import refine
 
 SMALL = 64
 """Pixels: where only the bookkeeping is tested."""
@@ -75,6 +77,26 @@ def test_all_three_tasks_are_judged_and_further_branches_leave_the_boxes_as_they
     assert metrics.tasks["keypoint"].ap < 0.01, "an untrained branch knows nothing"
     alone = validate(official, few, size=320)
     assert metrics.tasks["detect"].ap == pytest.approx(alone.tasks["detect"].ap, abs=1e-6)
+
+
+def test_only_detections_that_count_get_points(three_tasks: Model, val: Split, monkeypatch: pytest.MonkeyPatch):
+    """COCO looks at an image's best twenty of each class, and coco_mini has points of people alone: the rest would cost
+    time. The numbers are those of placing all."""
+    few, placed = first(val, 4), []
+
+    def counting(points: Tensor, *arguments: Tensor) -> Tensor:
+        placed.append(len(points))
+        return refine(points, *arguments)
+
+    monkeypatch.setattr("mtyolo.tasks.instances.refine", counting)
+    found = validate(three_tasks, few, size=320, tasks=["keypoint"])
+    assert max(placed) <= 20
+    placed.clear()
+    monkeypatch.setattr("mtyolo.evaluation.validate._worth_judging", lambda judge, kept: kept)
+    everything = validate(three_tasks, few, size=320, tasks=["keypoint"])
+    assert max(placed) > 20
+    assert found.tasks["keypoint"].similarity == pytest.approx(everything.tasks["keypoint"].similarity, abs=1e-6)
+    assert repr(found.tasks) == repr(everything.tasks), "in words, as NaN equals nothing"
 
 
 def test_images_that_are_not_labelled_for_a_task_do_not_count_for_it(three_tasks: Model, val: Split):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtyolo.structures import MaskOutputs, Outputs, Targets
+from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs, Targets
 
 HEIGHT, WIDTH, IMAGES, CLASSES, POINTS, PROTOTYPES = 96, 128, 4, 5, 3, 8
 
@@ -23,7 +23,13 @@ class Scene(NamedTuple):
         outputs = self.outputs
         assert outputs.segment is not None
         assert outputs.keypoint is not None
-        return [*outputs.detect, *outputs.segment.coefficients, outputs.segment.prototypes, *outputs.keypoint]
+        return [
+            *outputs.detect,
+            *outputs.segment.coefficients,
+            outputs.segment.prototypes,
+            *outputs.keypoint.points,
+            outputs.keypoint.heatmaps,
+        ]
 
 
 def make_scene(objects: int = 12, seed: int = 0) -> Scene:
@@ -53,5 +59,7 @@ def make_scene(objects: int = 12, seed: int = 0) -> Scene:
         return [(4 * rand(IMAGES, 2, *shape, values) - 2).requires_grad_() for shape in shapes]
 
     prototypes = (2 * rand(IMAGES, PROTOTYPES, HEIGHT // 4, WIDTH // 4) - 1).requires_grad_()
-    outputs = Outputs({}, {}, maps(5 + CLASSES), MaskOutputs(maps(PROTOTYPES), prototypes), maps(3 * POINTS))
+    heatmaps = (2 * rand(IMAGES, POINTS, *shapes[0]) - 1).requires_grad_()
+    masks, points = MaskOutputs(maps(PROTOTYPES), prototypes), KeypointOutputs(maps(3 * POINTS), heatmaps)
+    outputs = Outputs({}, {}, maps(5 + CLASSES), masks, points)
     return Scene(outputs, targets, anchors, strides, shapes)

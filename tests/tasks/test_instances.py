@@ -6,7 +6,7 @@ import pytest
 import torch
 from scene import HEIGHT, POINTS, WIDTH, Scene
 
-from mtyolo.structures import Letterbox
+from mtyolo.structures import KeypointOutputs, Letterbox
 from mtyolo.tasks.instances import instances
 
 SIZE = (HEIGHT, WIDTH)
@@ -18,11 +18,11 @@ def planted(scene: Scene) -> Scene:
         level.data[..., 4] = -20
     scene.outputs.detect[1].data[2, 0, 3, 5] = torch.tensor([0.0, 0, 0, 0, 20, -20, -20, 20, -20, -20])
     keypoints = torch.tensor([[0.5, 0.5, 9], [0, 0, -9], [-0.5, 0, 9]])
-    scene.outputs.keypoint[1].data[2, 0, 3, 5] = keypoints.flatten()
+    scene.outputs.keypoint.points[1].data[2, 0, 3, 5] = keypoints.flatten()
     scene.outputs.segment.coefficients[1].data[2, 0, 3, 5] = torch.tensor([10.0] + [0] * 7)
     scene.outputs.segment.prototypes.data[2, 0] = -1
     scene.outputs.segment.prototypes.data[2, 0, :, 22:] = 1  # right of x = 88 pixels
-    return scene
+    return scene._replace(outputs=scene.outputs._replace(keypoint=KeypointOutputs(scene.outputs.keypoint.points)))
 
 
 def test_an_object_is_found_where_it_was_planted(scene: Scene) -> None:
@@ -54,6 +54,28 @@ def test_with_letterboxes_all_is_in_original_pixels(scene: Scene) -> None:
     expected = torch.zeros(152, 240, dtype=torch.bool)
     expected[31:152, 168:198] = True
     assert torch.equal(found.masks[0], expected)
+
+
+def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None:
+    scene = planted(scene)
+    maps = torch.zeros(4, POINTS, HEIGHT, WIDTH)
+    for point, (x, y) in enumerate([(96, 80), (88, 56), (80, 40)]):
+        maps[2, point, y - 2 : y + 2, x - 2 : x + 2] = 30
+        maps[1, point, 5:9, 5:9] = 90  # another image's
+    keypoint = scene.outputs.keypoint._replace(heatmaps=maps)
+    letterbox = Letterbox(ratio=0.5, left=4, top=10, height=152, width=240)
+    with torch.no_grad():
+        found = instances(
+            scene.outputs._replace(keypoint=keypoint),
+            scene.anchors,
+            scene.strides,
+            size=SIZE,
+            letterboxes=[letterbox] * 4,
+        )[2]
+    expected = [(x - 4) * 2 for x in (96, 88, 80)], [(y - 10) * 2 for y in (80, 56, 40)]
+    for axis in range(2):
+        assert found.keypoints[0, :, axis].tolist() == pytest.approx(expected[axis], abs=3)
+    assert found.keypoints[0, :, 2].round().tolist() == [1, 0, 1]
 
 
 def test_a_detector_alone_gives_boxes_alone(scene: Scene) -> None:

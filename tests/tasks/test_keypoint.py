@@ -10,14 +10,14 @@ from scene import Scene
 
 from mtyolo.config.training import LossGains
 from mtyolo.geometry import COCO_SIGMAS, default_sigmas
-from mtyolo.structures import Assignment, Level, Matches
+from mtyolo.structures import Assignment, KeypointOutputs, Level, Matches
 from mtyolo.tasks.anchors import assign
 from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.branch import KeypointBranch
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.loss import keypoint_loss, oks_distance
 
-GAINS = LossGains(location=1, visibility=1)
+GAINS = LossGains(location=1, visibility=1, heatmap=1)
 
 
 def assigned(scene: Scene) -> Assignment:
@@ -38,7 +38,7 @@ def losses_of(scene: Scene, assignment: Assignment | None = None) -> dict[str, t
 
 def raw_for(scene: Scene, shift: tuple[float, float] = (0, 0)) -> list[torch.Tensor]:
     """Maps that decode to the labelled points, moved by `shift` in units of the object's root area."""
-    maps = [torch.zeros_like(level) for level in scene.outputs.keypoint]
+    maps = [torch.zeros_like(level) for level in scene.outputs.keypoint.points]
     size = torch.tensor([128.0, 96.0])
     for number, matches in enumerate(assigned(scene).levels):
         boxes = scene.targets.boxes_cxcywh[matches.object, 2:] * size
@@ -70,7 +70,7 @@ def alone(scene: Scene) -> Scene:
 
 def test_perfect_points_and_visibility_cost_nothing(scene: Scene) -> None:
     scene = alone(scene)
-    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=raw_for(scene))))
+    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=KeypointOutputs(raw_for(scene)))))
     assert losses["keypoint.location"].item() == pytest.approx(0, abs=1e-4)
     assert losses["keypoint.visibility"].item() == pytest.approx(0, abs=1e-6)
 
@@ -102,8 +102,8 @@ def test_points_are_measured_in_boxes_from_the_boxes_centre() -> None:
 def test_where_an_unlabelled_point_is_predicted_does_not_matter(scene: Scene) -> None:
     scene = alone(scene)
     scene.targets.keypoints[0, 1, 2] = 0
-    maps = [level.detach().clone().requires_grad_() for level in scene.outputs.keypoint]
-    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=maps)))
+    maps = [level.detach().clone().requires_grad_() for level in scene.outputs.keypoint.points]
+    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=KeypointOutputs(maps))))
     sum(losses.values()).backward()
     assert all(not level.grad[..., 3:5].any() for level in maps)
     assert any(level.grad[..., 5].any() for level in maps)  # but that it is not visible is learned
@@ -120,7 +120,7 @@ def test_objects_without_a_labelled_point_are_left_out(scene: Scene) -> None:
 @pytest.mark.parametrize("hidden", [None, 0, 12])
 def test_maps_have_three_values_a_point(hidden: int | None) -> None:
     branch = KeypointBranch((Level(8, 16), Level(16, 32)), 3, 5, hidden=hidden)
-    maps = branch({8: torch.rand(2, 16, 4, 6), 16: torch.rand(2, 32, 2, 3)})
+    maps = branch({8: torch.rand(2, 16, 4, 6), 16: torch.rand(2, 32, 2, 3)}).points
     assert [tuple(level.shape) for level in maps] == [(2, 3, 4, 6, 15), (2, 3, 2, 3, 15)]
 
 
@@ -129,7 +129,9 @@ def test_location_loss_of_points_that_are_all_off_alike(scene: Scene, shift: flo
     """ln(1 + e) with e = d^2 / (2 area (2 sigma)^2), summed over the levels that match; the default sigma is 1/3."""
     scene = alone(scene)
     matched = sum(len(matches.image) > 0 for matches in assigned(scene).levels)
-    losses = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=raw_for(scene, (shift, 0)))))
+    losses = losses_of(
+        scene._replace(outputs=scene.outputs._replace(keypoint=KeypointOutputs(raw_for(scene, (shift, 0)))))
+    )
     expected = matched * math.log(1 + shift**2 / (2 * (2 / 3) ** 2))
     assert losses["keypoint.location"].item() == pytest.approx(expected, rel=1e-3)
     similarity_lost = matched * (1 - math.exp(-(shift**2) / (2 * (2 / 3) ** 2)))
@@ -141,7 +143,9 @@ def test_location_loss_grows_with_the_distance_and_never_stops_pulling(scene: Sc
     found = []
     for shift in (0.0, 0.2, 1.0, 5.0):
         maps = [level.requires_grad_() for level in raw_for(scene, (shift, 0))]
-        loss = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=maps)))["keypoint.location"]
+        loss = losses_of(scene._replace(outputs=scene.outputs._replace(keypoint=KeypointOutputs(maps))))[
+            "keypoint.location"
+        ]
         pull = math.sqrt(sum(gradient.square().sum().item() for gradient in torch.autograd.grad(loss, maps)))
         found.append((loss.item(), pull))
     assert [loss for loss, _ in found] == sorted(loss for loss, _ in found)
@@ -151,11 +155,11 @@ def test_location_loss_grows_with_the_distance_and_never_stops_pulling(scene: Sc
 def test_the_box_learns_nothing_from_its_points(scene: Scene) -> None:
     sum(losses_of(scene).values()).backward()
     assert all(level.grad is None for level in scene.outputs.detect)
-    assert all(level.grad is not None for level in scene.outputs.keypoint)
+    assert all(level.grad is not None for level in scene.outputs.keypoint.points)
 
 
 def test_points_of_a_fresh_branch_lie_close_to_their_boxes_centre() -> None:
     torch.manual_seed(0)
-    maps = KeypointBranch((Level(8, 64),), 3, 17)({8: torch.randn(4, 64, 10, 10)})
+    maps = KeypointBranch((Level(8, 64),), 3, 17)({8: torch.randn(4, 64, 10, 10)}).points
     offsets = maps[0].unflatten(-1, (-1, 3))[..., :2]  # in boxes
     assert 0 < offsets.abs().mean() < 0.1

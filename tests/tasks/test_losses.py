@@ -40,7 +40,9 @@ def without_image(scene: Scene, image: int) -> Scene:
         outputs=outputs._replace(
             detect=[level[keep] for level in outputs.detect],
             segment=segment,
-            keypoint=[level[keep] for level in outputs.keypoint],
+            keypoint=type(outputs.keypoint)(
+                [level[keep] for level in outputs.keypoint.points], outputs.keypoint.heatmaps[keep]
+            ),
         ),
     )
 
@@ -111,7 +113,7 @@ def test_half_precision_outputs_give_the_losses_of_full_precision(scene: Scene) 
     halved = outputs._replace(
         detect=half(outputs.detect),
         segment=type(outputs.segment)(half(outputs.segment.coefficients), outputs.segment.prototypes.bfloat16()),
-        keypoint=half(outputs.keypoint),
+        keypoint=type(outputs.keypoint)(half(outputs.keypoint.points), outputs.keypoint.heatmaps.bfloat16()),
     )
     rounded = total(losses_of(scene._replace(outputs=halved)))
     assert rounded.dtype == torch.float32

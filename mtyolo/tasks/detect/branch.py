@@ -41,7 +41,7 @@ class DetectBranch(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(level.channels, count * (BOX_VALUES + classes), 1) for level in levels)
         self._start_from_priors(count, classes)
 
-    def forward(self, fused: Pyramid) -> list[Tensor]:
+    def forward(self, fused: Pyramid, taken: Pyramid | None = None) -> list[Tensor]:
         count = self.anchors.shape[1]
         return [
             # A view: with channels_last convolutions the values of an anchor already lie side by side.

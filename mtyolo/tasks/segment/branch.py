@@ -28,7 +28,7 @@ class SegmentBranch(nn.Module):
         self.prototypes = Prototypes(levels[0].channels, channels, prototypes)
         finish(self)
 
-    def forward(self, fused: Pyramid) -> MaskOutputs:
+    def forward(self, fused: Pyramid, taken: Pyramid | None = None) -> MaskOutputs:
         coefficients = [
             layer(fused[stride]).unflatten(1, (-1, self.count)).permute(0, 1, 3, 4, 2)
             for stride, layer in zip(self.strides, self.layers, strict=True)

@@ -1,0 +1,156 @@
+"""Where in the picture each kind of point is likely: a map a point, and the window of it that belongs to a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtyolo.graph.blocks import Conv, finish
+from mtyolo.structures import Level
+
+CELLS = 32
+"""A window is so many cells wide and high, whatever the box's size."""
+REACH = 1.2
+"""And so many times as large as the box: predicted boxes are off, and a point may lie outside of them."""
+START_SCALE = 0.1
+"""Of the last layer's usual random weights."""
+SMALLEST = 1e-30
+"""In place of a sum of nothing."""
+LABEL_SPREAD = 1.4
+"""How far the bump that is learned reaches around a label, as `scale` of `place`: less than similarity does."""
+SHARE_OF_BOX = 0.53
+"""A person's area over the box's, where only the box is known; as CrowdPose and ultralytics have it."""
+
+
+class Heatmaps(nn.Module):
+    """A 1x1 convolution for each map that it sees, their sum at the finest stride, a 3x3, and a 1x1 to the points.
+
+    levels: of what forward is given, in its order; the finest first. forward: list of [B, C, H, W] to [B, K, h, w].
+    The last layer starts small: all places are nearly alike until something has been learned.
+    """
+
+    def __init__(self, levels: Sequence[Level], points: int, width: int) -> None:
+        super().__init__()
+        self.sources = nn.ModuleList(Conv(level.channels, width, 1) for level in levels)
+        self.mix = Conv(width, width, 3)
+        self.layer = nn.Conv2d(width, points, 1)
+        finish(self)
+        with torch.no_grad():
+            self.layer.weight.mul_(START_SCALE)
+            self.layer.get_parameter("bias").zero_()
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        seen = [source(level) for source, level in zip(self.sources, features, strict=True)]
+        size = seen[0].shape[-2:]
+        together = sum(level if level.shape[-2:] == size else _enlarged(level, size) for level in seen)
+        return self.layer(self.mix(together))
+
+
+def _enlarged(level: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(level, size, mode="bilinear")
+
+
+class Places(NamedTuple):
+    """Points in the windows of their boxes. In boxes, from the box's centre."""
+
+    points: Tensor  # [N, K, 2]
+    spreads: Tensor  # [N, K, 2]: standard deviation at which similarity falls off
+
+    def inside(self) -> Tensor:
+        """[N, K] bool: is the point in its window?"""
+        return (self.points.abs() < REACH / 2).all(-1)
+
+    def falloff(self) -> tuple[Tensor, Tensor]:
+        """The exponent of the similarity between the points and each cell, along x and along y: two [N, K, CELLS]."""
+        # A bump that fell between cells would be on none of them.
+        spreads = self.spreads.clamp(min=REACH / CELLS / 2)
+        away = (self.points[..., None] - cell_centres(self.points)) / spreads[..., None]
+        across, down = (away.square() / 2).unbind(2)
+        return across, down
+
+    def bumps(self) -> Tensor:
+        """[N, K, CELLS ** 2]: logarithm of a normal density around each point, of which a window has 1 in sum."""
+        across, down = self.falloff()
+        return (-(across[..., None, :] + down[..., :, None])).flatten(2).log_softmax(-1)
+
+
+def place(points: Tensor, boxes_cxcywh: Tensor, sigmas: Tensor, scale: float = 2.0) -> Places:
+    """points: [N, K, 2], boxes_cxcywh: [N, 4], both in pixels. sigmas: [K].
+
+    scale: of the falloff; 2 is that of the object keypoint similarity (cocodataset.org/#keypoints-eval).
+    """
+    centres, sides = boxes_cxcywh[:, None].tensor_split(2, -1)
+    sides = sides.clamp(min=1)
+    root = (sides.prod(-1, keepdim=True) * SHARE_OF_BOX).sqrt()
+    return Places((points - centres) / sides, scale * sigmas[:, None] * root / sides)
+
+
+def cell_centres(like: Tensor) -> Tensor:
+    """[CELLS]: of a window's cells along a side, in boxes from the box's centre."""
+    return ((torch.arange(CELLS, device=like.device, dtype=like.dtype) + 0.5) / CELLS - 0.5) * REACH
+
+
+def windows(heatmaps: Tensor, image: Tensor, boxes_cxcywh: Tensor, size: tuple[int, int]) -> Tensor:
+    """What the maps say in and around boxes: [N, K, CELLS, CELLS] logits, rows from the top.
+
+    heatmaps: [B, K, h, w]. image: [N], of each box. boxes_cxcywh: [N, 4] pixels. size: height, width of the input.
+    """
+    places = boxes_cxcywh[:, :2, None] + boxes_cxcywh[:, 2:, None] * cell_centres(boxes_cxcywh)
+    (height, width), own = heatmaps.shape[-2:], heatmaps.float()[image]
+    along_x = _between(places[:, 0] * (width / size[1]) - 0.5, width)
+    along_y = _between(places[:, 1] * (height / size[0]) - 0.5, height)
+    return along_y[:, None] @ own @ along_x[:, None].mT
+
+
+def _between(places: Tensor, length: int) -> Tensor:
+    """[N, CELLS] places among `length` values to the weights [N, CELLS, length] of a linear interpolation.
+
+    Products with them, not torchvision's roi_align: gradients of gradients are needed, too.
+    """
+    numbers = torch.arange(length, device=places.device, dtype=places.dtype)
+    return (1 - (places.clamp(0, length - 1)[..., None] - numbers).abs()).clamp(min=0)
+
+
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """[N, K]: of the softmax of windows' logits from what is wanted there, [N, K, CELLS ** 2] logarithms.
+
+    Only in the window: another person's elbow elsewhere is right, too.
+    """
+    return (wanted.exp() * (wanted - logits.flatten(2).log_softmax(-1))).sum(-1)
+
+
+def refine(points: Tensor, boxes_cxcywh: Tensor, logits: Tensor, sigmas: Tensor) -> Tensor:
+    """Points [N, K, 2] moved to where both the rows and the maps say that they are. Pixels.
+
+    points: of the rows. logits: of `windows`. Rows are trained with the loss ln(1 + e), that of a density 1 / (1 + e),
+    so what both believe is the softmax of logits - ln(1 + e). The answer is the place with the highest expected
+    similarity: what a mean of it gives, between two places far apart, is of no use.
+    """
+    rows = place(points, boxes_cxcywh, sigmas)
+    across, down = rows.falloff()
+    prior = (across[..., None, :] + down[..., :, None]).add_(1).log_()
+    believed = (logits - prior).flatten(2).softmax(-1).view_as(logits)
+    centres = cell_centres(points)
+    apart = (centres - centres[:, None]).square() / -2
+    x_kernels, y_kernels = (apart / rows.spreads[..., None, None].square()).exp().unbind(2)
+    expected = (y_kernels @ believed @ x_kernels).clamp(min=SMALLEST).log()
+    best = expected.flatten(2).argmax(-1)
+    row, column = best // CELLS, best % CELLS
+    in_row = expected.gather(2, row[..., None, None].expand(-1, -1, 1, CELLS)).squeeze(2)
+    in_column = expected.gather(3, column[..., None, None].expand(-1, -1, CELLS, 1)).squeeze(3)
+    cells = torch.stack((column + _beside(in_row, column), row + _beside(in_column, row)), -1)
+    places = ((cells + 0.5) / CELLS - 0.5) * REACH
+    return places * boxes_cxcywh[:, None, 2:] + boxes_cxcywh[:, None, :2]
+
+
+def _beside(values: Tensor, best: Tensor) -> Tensor:
+    """How far from the best of values [N, K, CELLS] a parabola through it and its neighbours is highest; in cells."""
+    before, here, after = (
+        values.gather(2, (best + step).clamp(0, CELLS - 1)[..., None]).squeeze(2) for step in (-1, 0, 1)
+    )
+    bend = (2 * here - before - after).clamp(min=SMALLEST)
+    return ((after - before) / (2 * bend)).clamp(-0.5, 0.5).masked_fill((best == 0) | (best == CELLS - 1), 0.0)
