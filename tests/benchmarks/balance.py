@@ -1,6 +1,6 @@
 """Several tasks in one network against a network for each: every word of `balance`, over seeds, equal epochs.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 8] [--seeds 0 1 2] [--methods fixed,famo]
+    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 8] [--seeds 0 1 2] [--methods fixed,famo] [--device cpu]
 
 The official YOLOv5n with fresh mask and keypoint branches, all of it trained on the 80 photos of coco_mini at 320
 pixels; judged on its 40 validation photos with the weights of the last epoch. Beside boxes, a network "for masks" has
@@ -67,14 +67,14 @@ def coco_mini() -> DataConfig:
     )
 
 
-def run(name: str, seed: int, epochs: int) -> dict[str, Any]:
+def run(name: str, seed: int, epochs: int, device: str = "cpu") -> dict[str, Any]:
     """One training; the metrics of its last epoch, and its seconds."""
     data, branches = coco_mini(), ALONE.get(name, tuple(METRICS))
     torch.manual_seed(seed)
     detector = {"graph": "yolov5n.yaml", "weights": str(DATA / "weights" / "yolov5n.pt")}
     model = build({"detector": detector, "tasks": {branch: {} for branch in branches}}, data=data)
     plan = {"balance": "fixed" if name in ALONE else name, "stages": [STAGE]}
-    config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=BATCH, workers=0, device="cpu", seed=seed, val_every=epochs)
+    config = TrainConfig(epochs=epochs, imgsz=SIZE, batch=BATCH, workers=0, device=device, seed=seed, val_every=epochs)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         last = train(model, data, plan=plan, config=config, out=out, progress=False).results[-1]
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", default=",".join((*ALONE, *WORDS)))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path("runs/balance.jsonl"))
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def main() -> None:
         for name in options.methods.split(","):
             key = {"method": name, "seed": seed, "epochs": options.epochs}
             if not any(key.items() <= row.items() for row in rows):
-                rows.append(run(name, seed, options.epochs))
+                rows.append(run(name, seed, options.epochs, options.device))
                 print(rows[-1], flush=True)
                 with options.results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")

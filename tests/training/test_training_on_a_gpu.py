@@ -82,11 +82,20 @@ def test_what_was_trained_on_a_gpu_is_judged_and_used_on_both(
         torch.testing.assert_close(other.cpu(), one, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 0.02), ("fp16", 0.3)])
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_run_cut_off_on_a_gpu_goes_on_there(
-    stop_at: int, make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+    stop_at: int,
+    precision: str,
+    error: float,
+    make_model: MakeModel,
+    shapes: Path,
+    config: TrainConfig,
+    tmp_path: Path,
 ) -> None:
-    options = config.model_copy(update={"device": "cuda", "precision": "fp16"})
+    """A GPU adds in any order. Of runs that were not cut off, in single precision, losses then differ by 2e-5 after
+    four epochs; in half precision by up to 0.1, as one rounding more or less grows. Both seen on an H100."""
+    options = config.model_copy(update={"device": "cuda", "precision": precision})
     given: dict[str, Any] = {"plan": PLAN, "config": options, "progress": False}
     whole = train(make_model(), shapes, out=tmp_path / "whole", judge=Judge(SignalAfter(0, 0)), **given)
     judge = Judge(SignalAfter(stop_at, signal.SIGTERM))
@@ -96,7 +105,7 @@ def test_a_run_cut_off_on_a_gpu_goes_on_there(
     cut = train(resume=tmp_path / "cut", judge=Judge(SignalAfter(0, 0)), progress=False)
     for one, other in zip(whole.results, cut.results, strict=True):
         losses = {name: float(value or 0) for name, value in one.items() if name.startswith(("loss/", "lr"))}
-        assert {name: float(other[name] or 0) for name in losses} == pytest.approx(losses, rel=0.02)
+        assert {name: float(other[name] or 0) for name in losses} == pytest.approx(losses, rel=error)
 
 
 def test_a_state_from_a_machine_with_more_gpus_goes_on_here(
