@@ -1,6 +1,6 @@
 """Several tasks in one network against a network for each: every word of `balance`, over seeds, equal epochs.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 8] [--seeds 0 1 2] [--methods fixed,famo] [--device cpu]
+    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py [--epochs 8] [--seeds 0 1 2] [--methods fixed] [--device cpu]
 
 The official YOLOv5n with fresh mask and keypoint branches, all of it trained on the 80 photos of coco_mini at 320
 pixels; judged on its 40 validation photos with the weights of the last epoch. Beside boxes, a network "for masks" has
