@@ -20,6 +20,7 @@ from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
 FORMAT = "mtyolo/1"
+HEATMAPS = "branches.keypoint.heatmaps."
 EXTRACTOR = "extractor."
 """Where the extractor's tensors are in a state dict."""
 
@@ -125,8 +126,17 @@ def read_weights(path: Path) -> Saved:
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "weights of an extractor belong into a model file, under extractor.weights"
         )
-    config = ModelConfig.model_validate(json.loads(metadata["config"]))
+    config = _as_written(ModelConfig.model_validate(json.loads(metadata["config"])), state)
     return Saved(config, state, json.loads(metadata.get("extractor", "{}")))
+
+
+def _as_written(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
+    """Keypoint branches had no heat-maps at first, and files did not say so."""
+    tasks = config.tasks
+    if tasks is None or tasks.keypoint is None or any(name.startswith(HEATMAPS) for name in state):
+        return config
+    keypoint = tasks.keypoint.model_copy(update={"heatmaps": False})
+    return config.model_copy(update={"tasks": tasks.model_copy(update={"keypoint": keypoint})})
 
 
 def _fill(path: Path, model: Model, state: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtyolo.checkpoint import EXTRACTOR, check_extractor, existing, read_weights
+from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, existing, read_weights
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.graph.transfer import BOX_ROWS, class_rows
@@ -20,8 +20,8 @@ DETECT = "branches.detect.layers."
 def inherit(path: Path | str, model: Model) -> None:
     """Copy what weights that mtyolo wrote have in common with a model: extractor, adapters, graph, branches.
 
-    A branch that the file does not have stays fresh. Classes are matched by name; those that it does not know stay
-    fresh, too. Features that its extractor did not give are refused.
+    A branch that the file does not have, or a keypoint branch's heat-maps, stay fresh. Classes are matched by name;
+    those that it does not know stay fresh, too. Features that its extractor did not give are refused.
     Raises CheckpointError naming the first tensor that does not fit.
     """
     path = existing(path)
@@ -50,6 +50,8 @@ def inherit(path: Path | str, model: Model) -> None:
 
 def _part(key: str) -> str:
     """branches.detect.layers.0.weight -> branches.detect; adapters.levels.8.… -> adapters."""
+    if key.startswith(HEATMAPS):  # a part that a keypoint branch may get later
+        return HEATMAPS.removesuffix(".")
     names = key.split(".")
     return ".".join(names[:2]) if names[0] == "branches" else names[0]
 

@@ -41,6 +41,16 @@ def test_what_was_learned_comes_along_and_new_branches_are_fresh(earlier: tuple[
     assert {key.split(".")[1] for key in new} == {"segment", "keypoint"}
 
 
+def test_a_keypoint_branch_gets_heatmaps_later(tmp_path: Path) -> None:
+    before = build(config(tasks={"keypoint": {"points": 5, "heatmaps": False}}))
+    model = build(
+        config(tasks={"keypoint": {"points": 5}}), weights=save_weights(before, tmp_path / "earlier.safetensors")
+    )
+    learned, state = before.state_dict(), model.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in learned.items())
+    assert {key.split(".")[2] for key in state.keys() - learned.keys()} == {"heatmaps"}
+
+
 def test_classes_are_matched_by_name(earlier: tuple[Path, Model]) -> None:
     path, before = earlier
     model = build(config(names={0: "horse", 1: "cow"}), weights=path)

@@ -130,6 +130,17 @@ def test_weights_are_one_file_that_builds_the_same_model_again(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
+def test_weights_of_keypoints_from_before_there_were_heatmaps_open_without_them(tmp_path: Path) -> None:
+    model = build(neck(tasks={"keypoint": {"heatmaps": False}}))
+    keypoint = model.config.tasks.keypoint.model_copy(update={"heatmaps": True})  # as if the file did not say
+    tasks = model.config.tasks.model_copy(update={"keypoint": keypoint})
+    model.config = model.config.model_copy(update={"tasks": tasks})
+    again = load(save_weights(model, tmp_path / "weights.safetensors"))
+    assert again(pyramid=features()).keypoint.heatmaps is None
+    assert again.config.tasks.keypoint.heatmaps is False
+    assert load(save_weights(again, tmp_path / "again.safetensors"))(pyramid=features()).keypoint.heatmaps is None
+
+
 def test_the_keypoint_branch_sees_the_features_that_replace_layers() -> None:
     model = build(neck(tasks={"keypoint": {}}, adapters={"type": "identity"}))
     given = {stride: level.requires_grad_() for stride, level in features(batch=2).items()}
