@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/keypoints.py [--epochs 20] [--seeds 0 1 2]
 
-The official YOLOv5n, frozen, with a fresh keypoint branch that learns from the 86 people on the 80 photos of coco_mini at
-320 pixels; judged on the 39 people of its 40 validation photos with the weights of the last epoch. Seconds are those of
-the whole run, validation included.
+The official YOLOv5n, frozen, with a fresh keypoint branch that learns from the 86 people on the 80 photos of coco_mini
+at 320 pixels; judged on the 39 people of its 40 validation photos with the weights of the last epoch. Seconds are those
+of the whole run, validation included.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     print(
-        "| keypoint branch | mean OKS, each seed | mean | AP, each seed | mean | seconds |\n|---|---|---:|---|---:|---:|"
+        "| keypoint branch | mean OKS, each seed | mean | AP, each seed | mean | seconds |",
+        "|---|---|---:|---|---:|---:|",
+        sep="\n",
     )
     for heatmaps in (False, True):
         found = [run(heatmaps, seed, options.epochs) for seed in options.seeds]
