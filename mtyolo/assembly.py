@@ -105,6 +105,7 @@ def assemble(
     """Modules from a resolved config; without weights when `weights` is false (a file of weights brings them)."""
     spec = read_graph(_mapping(config.detector.graph))
     names = dict(names or config.names or {number: str(number) for number in range(spec.classes)})
+    _check_classes(config.tasks, names)
     entry = _entry(config, spec)
     extractor, channels = None, 3
     if config.extractor is not None:
@@ -195,6 +196,13 @@ def _input_channels(entry: Mapping[int, int], levels: tuple[Level, ...]) -> int:
     if entry[INPUT] not in channels:
         raise ConfigError(f"entry: input wants stride {entry[INPUT]}, the extractor gives {sorted(channels)}")
     return channels[entry[INPUT]]
+
+
+def _check_classes(tasks: TasksConfig | None, names: Mapping[int, str]) -> None:
+    wanted = tasks.keypoint.classes if tasks and tasks.keypoint else None
+    unknown = [number for number in wanted or () if number not in names]
+    if unknown:
+        raise ConfigError(f"tasks.keypoint.classes: there is no class {unknown[0]}; they go from 0 to {max(names)}")
 
 
 def _tasks_with_points(tasks: TasksConfig, points: int | None) -> TasksConfig:

@@ -74,6 +74,12 @@ class Model(nn.Module):
         keypoint = self.config.tasks.keypoint if self.config.tasks else None
         return keypoint.points if keypoint else None
 
+    @property
+    def keypoint_classes(self) -> list[int] | None:
+        """Classes whose objects have points; None where that is not known."""
+        keypoint = self.config.tasks.keypoint if self.config.tasks else None
+        return keypoint.classes if keypoint else None
+
     def forward(
         self, images: Tensor | None = None, *, pyramid: Pyramid | None = None, size: Size | None = None
     ) -> Outputs:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+ClassNumber = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -83,6 +85,9 @@ class KeypointConfig(Strict):
     """Default: the data set's kpt_shape, or COCO's 17."""
     heatmaps: bool = True
     """Find points in maps of the picture, near where the anchors take them to be; or by the anchors alone."""
+    classes: list[ClassNumber] | None = None
+    """Numbers of the classes whose objects have points; those of others are not visible. Default: all, until training
+    has seen which have some in the labels."""
 
 
 class TasksConfig(Strict):
@@ -112,6 +117,14 @@ class ModelConfig(Strict):
     """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
     names: dict[int, str] | None = None
     """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+
+    def with_keypoint_classes(self, classes: Iterable[int]) -> ModelConfig:
+        """The same where these classes have points, if any, beside those that had some before."""
+        if self.tasks is None or self.tasks.keypoint is None or not (found := set(classes)):
+            return self
+        known = sorted(found.union(self.tasks.keypoint.classes or ()))
+        keypoint = self.tasks.keypoint.model_copy(update={"classes": known})
+        return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
 
     def with_known_adapters(self) -> ModelConfig:
         """The same where adapters have a start, or have learned: statistics are matched once, before all else."""

@@ -145,6 +145,13 @@ class Split:
         """Images that are labelled for a task."""
         return sum(task in record.labels.labelled for record in self.records)
 
+    @property
+    def keypoint_classes(self) -> list[int]:
+        """Classes of which some object has a labelled point, in images that are labelled for keypoints."""
+        labels = [record.labels for record in self.records if "keypoint" in record.labels.labelled]
+        found = [one.classes[(one.keypoints[..., 2] > 0).any(1)] for one in labels if one.keypoints is not None]
+        return np.unique(np.concatenate(found)).tolist() if found else []
+
 
 def pictures_only(split: Split) -> Split:
     """The split without its objects, where only its pictures are to be prepared."""

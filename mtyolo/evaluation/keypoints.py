@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,6 @@ MOST_DETECTIONS = [20]
 """COCO's limit for keypoints."""
 AREA_OF_BOX = 0.53
 """A person's share of the box, in place of the mask's area where there is no mask; as CrowdPose and ultralytics do."""
-
-
-def carrying_classes(records: Iterable[ImageRecord]) -> set[int]:
-    """Classes of which some object has a labelled point, in images that are labelled for keypoints."""
-    labels = [record.labels for record in records if "keypoint" in record.labels.labelled]
-    return {
-        int(number)
-        for one in labels
-        if one.keypoints is not None
-        for number in one.classes[(one.keypoints[..., 2] > 0).any(1)]
-    }
 
 
 class KeypointPrecision(CocoPrecision):

@@ -28,7 +28,15 @@ def comparison(
     batch: Batch = next(iter(loader))
     with evaluating(model):
         outputs = forward(model, batch.to(next(model.parameters()).device))
-        found = instances(outputs, model.anchors, model.strides, size=(size, size), confidence=confidence, iou=iou)
+        found = instances(
+            outputs,
+            model.anchors,
+            model.strides,
+            size=(size, size),
+            confidence=confidence,
+            iou=iou,
+            keypoint_classes=model.keypoint_classes,
+        )
     assert batch.images is not None
     images = [image.permute(1, 2, 0).numpy() for image in batch.images]
     return draw_comparison(images, truths_of(batch), found, split.names)

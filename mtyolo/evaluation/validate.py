@@ -13,7 +13,7 @@ import torch
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import ImageRecord, Split, pictures_only
 from mtyolo.errors import ConfigError, DataError
-from mtyolo.evaluation.keypoints import KeypointPrecision, carrying_classes
+from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
@@ -110,7 +110,7 @@ def _judge(task: str, model: Model, split: Split) -> Judge:
             f"split {split.name}: labelled with {split.points} keypoints, the model predicts {model.keypoints}; "
             "set kpt_shape of the data and points of the model to the same number"
         )
-    return KeypointPrecision(split.names, split.sigmas, carrying_classes(split.records))
+    return KeypointPrecision(split.names, split.sigmas, split.keypoint_classes)
 
 
 def forward(model: Model, batch: Batch) -> Outputs:

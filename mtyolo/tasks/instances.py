@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.geometry import boxes_to_original, default_sigmas, points_to_original, xyxy_to_cxcywh
-from mtyolo.structures import Detections, Letterbox, Outputs
+from mtyolo.structures import Detections, KeypointOutputs, Letterbox, Outputs
 from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.heatmaps import refine, windows
@@ -27,20 +27,28 @@ def instances(
     limit: int = 300,
     multi_label: bool = False,
     letterboxes: Sequence[Letterbox] | None = None,
+    keypoint_classes: Sequence[int] | None = None,
 ) -> list[Detections]:
     """Boxes, masks and keypoints of each image of a batch, best first.
 
     anchors: [L, A, 2] pixels. size: height and width of the network input. letterboxes: how each image was fitted into
     it; with them all results are in original pixels, else in those of the input. confidence, iou, limit, multi_label:
-    as in `select`.
+    as in `select`. keypoint_classes: whose points can be visible; by default all classes'.
     """
     kept = select(decode(outputs.detect, anchors, strides), confidence, iou, limit, multi_label)
-    return [
+    found = [
         image_instances(
             outputs, number, selection, anchors, strides, size, letterboxes[number] if letterboxes else None
         )
         for number, selection in enumerate(kept)
     ]
+    if keypoint_classes is not None:
+        for image in found:
+            if image.keypoints is not None:
+                image.keypoints[..., 2] *= torch.isin(image.classes, image.classes.new_tensor(keypoint_classes))[
+                    :, None
+                ]
+    return found
 
 
 def image_instances(
@@ -61,16 +69,22 @@ def image_instances(
         prototypes = outputs.segment.prototypes[number]
         found.masks = compose_masks(coefficients, prototypes, boxes, size=size, letterbox=letterbox)
     if outputs.keypoint is not None:
-        raw = _at_rows(outputs.keypoint.points, number, kept.rows)
-        places = xyxy_to_cxcywh(kept.boxes_xyxy)
-        points, visibility = points_of(raw, places)
-        if outputs.keypoint.heatmaps is not None:
-            sigmas = points.new_tensor(default_sigmas(points.shape[1]))
-            logits = windows(outputs.keypoint.heatmaps[number : number + 1], torch.zeros_like(kept.rows), places, size)
-            points = refine(points, places, logits, sigmas)
-        points = points if letterbox is None else points_to_original(points, letterbox)
-        found.keypoints = torch.cat((points, visibility.sigmoid()[..., None]), -1)
+        found.keypoints = _keypoints(outputs.keypoint, number, kept, size, letterbox)
     return found
+
+
+def _keypoints(
+    outputs: KeypointOutputs, number: int, kept: Selection, size: tuple[int, int], letterbox: Letterbox | None
+) -> Tensor:
+    """[N, K, 3]: x, y in pixels of the result, visibility."""
+    boxes = xyxy_to_cxcywh(kept.boxes_xyxy)
+    points, visibility = points_of(_at_rows(outputs.points, number, kept.rows), boxes)
+    if outputs.heatmaps is not None:
+        sigmas = points.new_tensor(default_sigmas(points.shape[1]))
+        logits = windows(outputs.heatmaps[number : number + 1], torch.zeros_like(kept.rows), boxes, size)
+        points = refine(points, boxes, logits, sigmas)
+    points = points if letterbox is None else points_to_original(points, letterbox)
+    return torch.cat((points, visibility.sigmoid()[..., None]), -1)
 
 
 def _at_rows(maps: Sequence[Tensor], number: int, rows: Tensor) -> Tensor:

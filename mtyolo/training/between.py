@@ -23,7 +23,7 @@ from mtyolo.training.processes import copy_from_first, mean_over_processes, prec
 from mtyolo.training.progress import Display
 from mtyolo.training.records import Means, Row
 from mtyolo.training.stages import Stage
-from mtyolo.training.starting import start_branches
+from mtyolo.training.starting import learns, start_branches
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import StopRequest
 from mtyolo.training.stored import matching_batches, takes_images
@@ -69,8 +69,10 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     stands still where the stage is frozen."""
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
         match(state.model, work, tools)
-        state.adapters_are_known()
+        state.configure(state.model.config.with_known_adapters())
         state.ema.settle(state.model, state.model.state_dict())
+    if learns(stage, "keypoint"):
+        state.configure(state.model.config.with_keypoint_classes(tools.split.keypoint_classes))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     if work.distiller is not None and tools.judge is not None and tools.val_split is not None:

@@ -22,7 +22,7 @@ def start_branches(model: Model, stage: Stage, split: Split) -> list[str]:
     `mtyolo demo` ended at a keypoint AP of 0.72 without it, and of 0.77 and 0.74 with it, each from a start of its own.
     """
     branch = model.branches["keypoint"] if "keypoint" in model.tasks else None
-    if not isinstance(branch, KeypointBranch) or not branch.is_fresh or not _learns(stage, "keypoint"):
+    if not isinstance(branch, KeypointBranch) or not branch.is_fresh or not learns(stage, "keypoint"):
         return []
     found = usual_pose(split)
     if found is None:
@@ -32,7 +32,7 @@ def start_branches(model: Model, stage: Stage, split: Split) -> list[str]:
     return [f"branches.keypoint.layers.{level}.bias" for level in range(len(branch.layers))]
 
 
-def _learns(stage: Stage, task: str) -> bool:
+def learns(stage: Stage, task: str) -> bool:
     """Does the stage train this branch, and on its labels?"""
     counts = stage.config.tasks is None or task in stage.config.tasks
     read = stage.config.objective == "tasks" and (stage.config.distill is None or stage.config.distill.hard > 0)
@@ -68,4 +68,4 @@ def _in_boxes(labels: Labels) -> NDArray[np.float64]:
     return (keypoints[..., :2] - centres) / sides
 
 
-__all__ = ["start_branches", "usual_pose"]
+__all__ = ["learns", "start_branches", "usual_pose"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mtyolo.config.model import ModelConfig
 from mtyolo.errors import CheckpointError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, Position, random_states, save_state, set_random_states
@@ -27,9 +28,9 @@ class RunState:
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
 
-    def adapters_are_known(self) -> None:
-        """Neither this run, resumed, nor a later one from its weights is to match their statistics again."""
-        self.model.config = self.model.config.with_known_adapters()
+    def configure(self, config: ModelConfig) -> None:
+        """From now on this describes the model: in this run, resumed, and in its weights."""
+        self.model.config = self.ema.model.config = config
         self.settings = replace(self.settings, model=self.model.config.model_dump_json(exclude_none=True))
 
     @property

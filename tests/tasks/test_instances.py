@@ -78,6 +78,16 @@ def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None
     assert found.keypoints[0, :, 2].round().tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize(("classes", "visible"), [(None, [1, 0, 1]), ([2, 4], [1, 0, 1]), ([0, 1], [0, 0, 0])])
+def test_points_of_classes_that_have_none_are_not_visible(
+    scene: Scene, classes: list[int] | None, visible: list[int]
+) -> None:
+    scene = planted(scene)  # of class 2
+    with torch.no_grad():
+        found = instances(scene.outputs, scene.anchors, scene.strides, size=SIZE, keypoint_classes=classes)[2]
+    assert found.keypoints[0, :, 2].round().tolist() == visible
+
+
 def test_a_detector_alone_gives_boxes_alone(scene: Scene) -> None:
     outputs = planted(scene).outputs._replace(segment=None, keypoint=None)
     found = instances(outputs, scene.anchors, scene.strides, size=SIZE)[2]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtyolo.checkpoint import load
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import ImageRecord, Labels, Problems, Split
@@ -131,3 +132,29 @@ def test_a_run_begins_with_the_usual_pose_and_its_average_with_it(
     for bias in (state["model"], {name.removeprefix("module."): value for name, value in state["ema"].items()}):
         raw = bias["branches.keypoint.layers.0.bias"].view(3, -1, 3)
         assert torch.allclose(raw[0, :, :2], torch.from_numpy(found[0]).float(), atol=1e-4)
+
+
+def test_a_run_remembers_which_classes_have_points(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    split = load_split(shapes, "train")
+    some = split.keypoint_classes
+    assert some
+    plan = {"stages": [{"name": "boxes", "epochs": 1, "tasks": ["detect"]}, {"name": "all", "epochs": 1}]}
+    model = make_model()
+    run = train(model, shapes, plan=plan, config=config, out=tmp_path, progress=False)
+    assert model.keypoint_classes == some
+    assert load(run.best).keypoint_classes == some
+    again = load(run.last)
+    assert again.keypoint_classes == some
+    assert again.config.with_keypoint_classes([7]).tasks.keypoint.classes == [*some, 7]
+    assert again.config.with_keypoint_classes([]) == again.config
+
+
+def test_classes_with_points_are_those_of_labels_that_count() -> None:
+    split = people([[10, 10, 2], [5, 20, 0]])
+    assert split.keypoint_classes == [0]
+    split.records[0].labels.labelled = frozenset({"detect"})
+    assert split.keypoint_classes == []
+    assert people([[0, 0, 0], [0, 0, 0]]).keypoint_classes == []
+    assert people().keypoint_classes == []
