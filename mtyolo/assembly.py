@@ -222,13 +222,9 @@ def _branches(tasks: TasksConfig, graph: Graph, classes: int) -> dict[str, nn.Mo
         width = tasks.segment.channels or scaled_channels(PROTOTYPE_CHANNELS, graph.spec.width)
         branches["segment"] = SegmentBranch(levels, len(anchors[0]), tasks.segment.prototypes, width)
     if tasks.keypoint is not None:
-        branches["keypoint"] = KeypointBranch(
-            levels,
-            len(anchors[0]),
-            tasks.keypoint.points or COCO_POINTS,
-            heatmaps=tasks.keypoint.heatmaps,
-            taken=graph.taken_levels,
-        )
+        points, heatmaps = tasks.keypoint.points or COCO_POINTS, tasks.keypoint.heatmaps
+        taken = graph.taken_levels
+        branches["keypoint"] = KeypointBranch(levels, len(anchors[0]), points, heatmaps=heatmaps, taken=taken)
     return branches
 
 

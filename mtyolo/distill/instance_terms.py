@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mtyolo.distill.layout import Geometry, boxes_at
 from mtyolo.distill.row_terms import BOX, CLASSES, OBJECTNESS, bernoulli_divergence
 from mtyolo.geometry import cxcywh_to_xyxy
-from mtyolo.structures import MaskOutputs
+from mtyolo.structures import KeypointOutputs, MaskOutputs
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.heatmaps import LABEL_SPREAD, divergence, place, windows
 from mtyolo.tasks.keypoint.loss import oks_distance
@@ -56,7 +56,22 @@ def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, si
     return total / picks.belief.sum().clamp(min=1.0)
 
 
-def keypoint_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: Tensor) -> Tensor:
+def keypoint_divergence(
+    student: KeypointOutputs, teacher: KeypointOutputs, picks: Picks, size: tuple[int, int], sigmas: Tensor
+) -> Tensor:
+    """Rows learn from rows, heat-maps from heat-maps; from a teacher without them, heat-maps learn its points.
+
+    size: height and width of the student's input. sigmas: [K].
+    """
+    own, wanted = _rows(student.points), _rows(teacher.points)
+    total = point_divergence(own, wanted, picks, sigmas)
+    if student.heatmaps is None:
+        return total
+    source = wanted if teacher.heatmaps is None else teacher.heatmaps
+    return total + heatmap_divergence(student.heatmaps, source, picks, size, sigmas)
+
+
+def point_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: Tensor) -> Tensor:
     """Distance of points on the scale of object keypoint similarity, where the teacher sees them, and divergence of
     visibility; means over points, then over rows by belief.
 

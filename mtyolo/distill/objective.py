@@ -56,7 +56,8 @@ class Exchange:
 
     @cached_property
     def picks(self) -> instance_terms.Picks:
-        return instance_terms.confident(_rows(self.teacher.detect), geometry(layout_of(self.model), self.size))
+        rows = joined_rows([level.float() for level in self.teacher.detect])
+        return instance_terms.confident(rows, geometry(layout_of(self.model), self.size))
 
     def masks(self) -> Tensor:
         assert self.student.segment is not None
@@ -67,18 +68,8 @@ class Exchange:
         assert self.student.keypoint is not None
         assert self.teacher.keypoint is not None
         sigmas = torch.tensor(default_sigmas(self.model.keypoints or 0)) if self.sigmas is None else self.sigmas
-        sigmas = sigmas.to(self.picks.belief.device)
-        points = _rows(self.student.keypoint.points), _rows(self.teacher.keypoint.points)
-        rows = instance_terms.keypoint_divergence(*points, self.picks, sigmas)
-        own, theirs = self.student.keypoint.heatmaps, self.teacher.keypoint.heatmaps
-        if own is None:
-            return rows
-        wanted = points[1] if theirs is None else theirs
-        return rows + instance_terms.heatmap_divergence(own, wanted, self.picks, self.size, sigmas)
-
-
-def _rows(maps: Sequence[Tensor]) -> Tensor:
-    return joined_rows([level.float() for level in maps])
+        place = self.picks, self.size, sigmas.to(self.picks.belief.device)
+        return instance_terms.keypoint_divergence(self.student.keypoint, self.teacher.keypoint, *place)
 
 
 OUTPUT_TERMS: dict[str, Callable[[Exchange], Tensor]] = {

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mtyolo.distill.instance_terms import Picks, confident, heatmap_divergence, keypoint_divergence, mask_divergence
+from mtyolo.distill.instance_terms import Picks, confident, heatmap_divergence, mask_divergence, point_divergence
 from mtyolo.distill.layout import Layout, geometry
 from mtyolo.structures import MaskOutputs
 from mtyolo.tasks.keypoint.heatmaps import CELLS, LABEL_SPREAD, place, windows
@@ -88,12 +88,12 @@ def test_keypoints_agree_with_a_loop_over_points() -> None:
             seen = probability(wanted[3 * k + 2])
             values.append(seen * math.log(1 + exponent) + divergence(own[3 * k + 2], wanted[3 * k + 2]))
         total += float(chosen.belief[n]) * sum(values) / 2
-    assert float(keypoint_divergence(student, teacher, chosen, sigmas)) == pytest.approx(total / 2.1, rel=1e-4)
+    assert float(point_divergence(student, teacher, chosen, sigmas)) == pytest.approx(total / 2.1, rel=1e-4)
 
 
 def test_equal_keypoints_cost_nothing_and_pull_nowhere() -> None:
     student = torch.randn(2, 160, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = keypoint_divergence(student, student.detach().clone(), picks(), torch.tensor([0.05, 0.1]))
+    loss = point_divergence(student, student.detach().clone(), picks(), torch.tensor([0.05, 0.1]))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
