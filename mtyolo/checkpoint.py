@@ -126,11 +126,11 @@ def read_weights(path: Path) -> Saved:
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "weights of an extractor belong into a model file, under extractor.weights"
         )
-    config = _as_written(ModelConfig.model_validate(json.loads(metadata["config"])), state)
+    config = config_as_written(ModelConfig.model_validate(json.loads(metadata["config"])), state)
     return Saved(config, state, json.loads(metadata.get("extractor", "{}")))
 
 
-def _as_written(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
+def config_as_written(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
     """Keypoint branches had no heat-maps at first, and files did not say so."""
     tasks = config.tasks
     if tasks is None or tasks.keypoint is None or any(name.startswith(HEATMAPS) for name in state):

@@ -82,6 +82,10 @@ COCO_SIGMAS = (
 """How far apart two people place a point, over the object's size: cocodataset.org/#keypoints-eval and pycocotools."""
 
 
+AREA_OF_BOX = 0.53
+"""A person's share of the box, in place of the mask's area where there is no mask; as CrowdPose and ultralytics do."""
+
+
 def default_sigmas(points: int) -> list[float]:
     """OKS falloffs: COCO's for its 17 body points, else 1 / points for each."""
     return list(COCO_SIGMAS) if points == len(COCO_SIGMAS) else [1 / points] * points

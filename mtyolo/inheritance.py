@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def inherit(path: Path | str, model: Model) -> None:
         check_extractor(path, saved.identity, identity_of(model.extractor))
     source = _with_classes_of(model, saved.state, saved.config.names or {})
     known = {_part(key) for key in source}
+    _check_heatmaps(path, source, model.state_dict())
     for key, tensor in model.state_dict().items():
         part = _part(key)
         if part not in known and (part.startswith("branches.") or key.startswith(EXTRACTOR)):
@@ -46,6 +48,16 @@ def inherit(path: Path | str, model: Model) -> None:
     if model.config.detector.weights is None:  # what adapters are aligned to
         detector = model.config.detector.model_copy(update={"weights": saved.config.detector.weights})
         model.config = model.config.model_copy(update={"detector": detector})
+
+
+def _check_heatmaps(path: Path, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """They add up what they see: of six levels, three are another sum."""
+    theirs, ours = ({key for key in state if key.startswith(HEATMAPS)} for state in (source, own))
+    if theirs and ours and theirs != ours:
+        raise CheckpointError(
+            f"{path}: heat-maps of its keypoint branch see other levels; name the detector.entry that it was trained "
+            "with, or leave tasks.keypoint out"
+        )
 
 
 def _part(key: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, channels_last, nn
 
 from mtyolo.adapters.checking import check_pyramid
-from mtyolo.config.model import ModelConfig
+from mtyolo.config.model import KeypointConfig, ModelConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import features_of
@@ -69,16 +69,14 @@ class Model(nn.Module):
         return self.branches["detect"].get_buffer("anchors")
 
     @property
-    def keypoints(self) -> int | None:
-        """Number of points per object, None without a keypoint branch."""
-        keypoint = self.config.tasks.keypoint if self.config.tasks else None
-        return keypoint.points if keypoint else None
+    def keypoint(self) -> KeypointConfig | None:
+        """What is known of points; None without a keypoint branch."""
+        return self.config.tasks.keypoint if self.config.tasks else None
 
     @property
-    def keypoint_classes(self) -> list[int] | None:
-        """Classes whose objects have points; None where that is not known."""
-        keypoint = self.config.tasks.keypoint if self.config.tasks else None
-        return keypoint.classes if keypoint else None
+    def keypoints(self) -> int | None:
+        """Number of points per object, None without a keypoint branch."""
+        return self.keypoint.points if self.keypoint else None
 
     def forward(
         self, images: Tensor | None = None, *, pyramid: Pyramid | None = None, size: Size | None = None
@@ -99,12 +97,11 @@ class Model(nn.Module):
         # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
         # its branch saw, without that way.
         fused, taken = (
-            {stride: features.view_as(features) for stride, features in pyramid.items()}
-            for pyramid in self.graph.run(images, adapted)
+            {stride: features.view_as(features) for stride, features in levels.items()}
+            for levels in self.graph.run(images, adapted)
         )
-        outputs = Outputs(adapted, fused, **{task: branch(fused, taken) for task, branch in self.branches.items()})
-        sees_taken = outputs.keypoint is not None and outputs.keypoint.heatmaps is not None
-        return outputs._replace(taken=taken) if sees_taken else outputs
+        found = {task: branch(fused, taken) for task, branch in self.branches.items()}
+        return Outputs(adapted, fused, taken=taken if self.keypoint and self.keypoint.heatmaps else None, **found)
 
     def decode(self, outputs: Outputs) -> Tensor:
         """The classic [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores."""

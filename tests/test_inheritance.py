@@ -51,6 +51,15 @@ def test_a_keypoint_branch_gets_heatmaps_later(tmp_path: Path) -> None:
     assert {key.split(".")[2] for key in state.keys() - learned.keys()} == {"heatmaps"}
 
 
+def test_heatmaps_that_see_other_levels_are_refused(tmp_path: Path) -> None:
+    levels = {"name": "features", "levels": {8: 64, 16: 128, 32: 256}}
+    parts = {"extractor": levels, "adapters": {"type": "identity"}, "tasks": {"keypoint": {}}}
+    before = build(config(**parts, detector={"graph": "yolov5n.yaml", "entry": {17: 8, 20: 16, 23: 32}}))
+    path = save_weights(before, tmp_path / "earlier.safetensors")
+    with pytest.raises(CheckpointError, match="heat-maps of its keypoint branch see other levels; name"):
+        build(config(**parts, detector={"graph": "yolov5n.yaml", "entry": {4: 8, 6: 16, 9: 32}}), weights=path)
+
+
 def test_classes_are_matched_by_name(earlier: tuple[Path, Model]) -> None:
     path, before = earlier
     model = build(config(names={0: "horse", 1: "cow"}), weights=path)

@@ -169,6 +169,17 @@ def test_where_features_enter_behind_what_the_neck_takes_heatmaps_see_the_rest()
     assert outputs.keypoint.heatmaps.shape == (1, 17, 8, 8)
 
 
+def test_of_two_layers_of_one_stride_heatmaps_see_the_later() -> None:
+    graph = dict(build("yolov5n.yaml").config.detector.graph)
+    graph["head"] = [list(layer) for layer in graph["head"]]
+    taken = next(layer for layer in graph["head"] if layer[0] == [-1, 4])
+    taken[0] = [-1, 3, 4]  # 3 and 4 have stride 8
+    model = build({"detector": {"graph": graph}, "tasks": {"keypoint": {}}})
+    outputs = model(torch.rand(1, 3, 64, 64))
+    assert outputs.taken.keys() == {8, 16, 32}
+    assert outputs.keypoint.heatmaps.shape[2:] == (8, 8)
+
+
 def test_models_without_heatmaps_take_nothing_along() -> None:
     for tasks in ({"keypoint": {"heatmaps": False}}, {"segment": {}}):
         assert build(neck(tasks=tasks))(pyramid=features()).taken is None

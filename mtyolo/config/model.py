@@ -88,6 +88,9 @@ class KeypointConfig(Strict):
     classes: list[ClassNumber] | None = None
     """Numbers of the classes whose objects have points; those of others are not visible. Default: all, until training
     has seen which have some in the labels."""
+    sigmas: list[Annotated[float, Field(gt=0)]] | None = None
+    """How exactly each point is placed, as kpt_sigmas of the data, from which training takes it. Default: COCO's for 17
+    points, else 1 / points."""
 
 
 class TasksConfig(Strict):
@@ -118,12 +121,12 @@ class ModelConfig(Strict):
     names: dict[int, str] | None = None
     """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
 
-    def with_keypoint_classes(self, classes: Iterable[int]) -> ModelConfig:
-        """The same where these classes have points, if any, beside those that had some before."""
+    def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
+        """The same where these classes have points, if any, beside those that had some before; with these sigmas."""
         if self.tasks is None or self.tasks.keypoint is None or not (found := set(classes)):
             return self
         known = sorted(found.union(self.tasks.keypoint.classes or ()))
-        keypoint = self.tasks.keypoint.model_copy(update={"classes": known})
+        keypoint = self.tasks.keypoint.model_copy(update={"classes": known, "sigmas": sigmas})
         return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
 
     def with_known_adapters(self) -> ModelConfig:

@@ -59,16 +59,24 @@ def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, si
 def keypoint_divergence(
     student: KeypointOutputs, teacher: KeypointOutputs, picks: Picks, size: tuple[int, int], sigmas: Tensor
 ) -> Tensor:
-    """Rows learn from rows, heat-maps from heat-maps; from a teacher without them, heat-maps learn its points.
+    """Rows learn from rows, heat-maps from heat-maps in the windows of the teacher's boxes; from a teacher without them
+    they learn a bump around each of its points. What the teacher does not see is not learned.
 
-    size: height and width of the student's input. sigmas: [K].
+    size: height and width of the student's input; heat-maps may differ in size. sigmas: [K].
     """
     own, wanted = _rows(student.points), _rows(teacher.points)
     total = point_divergence(own, wanted, picks, sigmas)
     if student.heatmaps is None:
         return total
-    source = wanted if teacher.heatmaps is None else teacher.heatmaps
-    return total + heatmap_divergence(student.heatmaps, source, picks, size, sigmas)
+    points, visibility = points_of(wanted[picks.image, picks.row], picks.boxes_cxcywh)
+    places = place(points, picks.boxes_cxcywh, sigmas, LABEL_SPREAD)
+    seen = visibility.sigmoid()
+    if teacher.heatmaps is None:
+        target, seen = places.bumps(), seen * places.inside()
+    else:
+        target = windows(teacher.heatmaps, picks.image, picks.boxes_cxcywh, size).flatten(2).log_softmax(-1)
+    found = windows(student.heatmaps, picks.image, picks.boxes_cxcywh, size)
+    return total + _by_belief((divergence(found, target) * seen).mean(1), picks)
 
 
 def point_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: Tensor) -> Tensor:
@@ -83,25 +91,12 @@ def point_divergence(student: Tensor, teacher: Tensor, picks: Picks, sigmas: Ten
     missed = torch.log1p(oks_distance(points, wanted, areas, sigmas))  # as in the task's own loss
     location = (missed * seen_by_teacher.sigmoid()).mean(1)
     visibility = bernoulli_divergence(seen, seen_by_teacher).mean(1)
-    return (picks.belief * (location + visibility)).sum() / picks.belief.sum().clamp(min=1.0)
+    return _by_belief(location + visibility, picks)
 
 
-def heatmap_divergence(student: Tensor, teacher: Tensor, picks: Picks, size: tuple[int, int], sigmas: Tensor) -> Tensor:
-    """Divergence of heat-maps in the windows of the teacher's boxes; a mean over points, then over rows by belief.
-
-    student: [B, K, h, w]. teacher: the same of any size; or, of one without heat-maps, its rows [B, R, 3 * K]: then a
-    bump around each point that it sees is learned, as from a label. size: height and width of the student's input.
-    """
-    found = windows(student, picks.image, picks.boxes_cxcywh, size)
-    if teacher.ndim == student.ndim:
-        wanted = windows(teacher, picks.image, picks.boxes_cxcywh, size).flatten(2).log_softmax(-1)
-        seen = wanted.new_ones(wanted.shape[:2])
-    else:
-        points, logits = points_of(teacher[picks.image, picks.row], picks.boxes_cxcywh)
-        places = place(points, picks.boxes_cxcywh, sigmas, LABEL_SPREAD)
-        wanted, seen = places.bumps(), logits.sigmoid() * places.inside()
-    missed = (divergence(found, wanted) * seen).mean(1)
-    return (picks.belief * missed).sum() / picks.belief.sum().clamp(min=1.0)
+def _by_belief(values: Tensor, picks: Picks) -> Tensor:
+    """Mean over rows [N]."""
+    return (picks.belief * values).sum() / picks.belief.sum().clamp(min=1.0)
 
 
 def confident(teacher: Tensor, place: Geometry) -> Picks:

@@ -13,12 +13,11 @@ from mtyolo.errors import DataError
 from mtyolo.evaluation.coco import Annotation, CocoPrecision, box_annotations
 from mtyolo.evaluation.masks import mask_areas
 from mtyolo.evaluation.metrics import TaskMetrics
+from mtyolo.geometry import AREA_OF_BOX
 from mtyolo.structures import Detections
 
 MOST_DETECTIONS = [20]
 """COCO's limit for keypoints."""
-AREA_OF_BOX = 0.53
-"""A person's share of the box, in place of the mask's area where there is no mask; as CrowdPose and ultralytics do."""
 
 
 class KeypointPrecision(CocoPrecision):

@@ -35,7 +35,7 @@ def comparison(
             size=(size, size),
             confidence=confidence,
             iou=iou,
-            keypoint_classes=model.keypoint_classes,
+            keypoint=model.keypoint,
         )
     assert batch.images is not None
     images = [image.permute(1, 2, 0).numpy() for image in batch.images]

@@ -140,7 +140,7 @@ def _judge_image(
     kept: Selection,
 ) -> None:
     """Tell the judges of one image of a batch. Its masks are encoded before those of the next image are made."""
-    place = (model.anchors, model.strides, input_size(batch), batch.letterboxes[number])
+    place = (input_size(batch), batch.letterboxes[number], model.keypoint)
     for task, judge in judges.items():
         if batch.targets.labelled[task][number]:
             chosen = _worth_judging(judge, kept)

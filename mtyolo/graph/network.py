@@ -48,7 +48,8 @@ class Graph(nn.Module):
         )
         finish(self, make_activation(spec.activation))
         built = {layer.number for layer in self.steps} | self.entry.keys()
-        self._taken = [layer for layer in default_entry(spec) if layer in built]
+        taken = {self.levels[layer].stride: layer for layer in default_entry(spec) if layer in built}
+        self._taken = tuple(taken.values())  # of two with one stride the later
         self.needs_images = INPUT not in self.entry and any(INPUT in layer.sources for layer in self.steps)
         unused = [layer for layer in self.entry if not self._takes(layer)]
         if unused:

@@ -133,7 +133,7 @@ def _detect(
             iou=iou,
             limit=limit,
             letterboxes=[letterbox for _, letterbox in fitted],
-            keypoint_classes=model.keypoint_classes,
+            keypoint=model.keypoint,
         )
     return [detections.to("cpu") for detections in found]
 

@@ -72,7 +72,8 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
         state.configure(state.model.config.with_known_adapters())
         state.ema.settle(state.model, state.model.state_dict())
     if learns(stage, "keypoint"):
-        state.configure(state.model.config.with_keypoint_classes(tools.split.keypoint_classes))
+        split = tools.split
+        state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     if work.distiller is not None and tools.judge is not None and tools.val_split is not None:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import set_seed
 
 from mtyolo.assembly import assemble
-from mtyolo.checkpoint import EXTRACTOR
+from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
@@ -123,6 +123,8 @@ def train_in_group(
 def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool = False) -> Model:
     """The model of a run that is resumed, still without its weights."""
     config = ModelConfig.model_validate_json(settings.model)
+    if saved is not None:
+        config = config_as_written(config, saved["model"])
     inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
     given = stand_in(settings.features) if settings.features and not inside else None
     return assemble(config, weights=False, stand_in=given, trust=trust)

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from mtyolo.distill.instance_terms import Picks, confident, heatmap_divergence, mask_divergence, point_divergence
+from mtyolo.distill.instance_terms import Picks, confident, keypoint_divergence, mask_divergence, point_divergence
 from mtyolo.distill.layout import Layout, geometry
-from mtyolo.structures import MaskOutputs
-from mtyolo.tasks.keypoint.heatmaps import CELLS, LABEL_SPREAD, place, windows
+from mtyolo.structures import KeypointOutputs, MaskOutputs
+from mtyolo.tasks.keypoint.heatmaps import CELLS, LABEL_SPREAD, REACH, place, windows
 
 CLASSES = 3
 SIZE = (64, 64)
@@ -100,48 +100,74 @@ def test_equal_keypoints_cost_nothing_and_pull_nowhere() -> None:
     assert float(student.grad.abs().max()) < 1e-6
 
 
+SIGMAS = torch.tensor([0.05, 0.1])
+
+
+def keypoints(seed: int, heatmaps: torch.Tensor | None, visibility: float | None = None) -> KeypointOutputs:
+    generator = torch.Generator().manual_seed(seed)
+    levels = [0.2 * torch.randn(2, 2, side, side, 6, generator=generator) for side in (8, 4)]
+    if visibility is not None:
+        for level in levels:
+            level[..., 2::3] = visibility
+    return KeypointOutputs(levels, heatmaps)
+
+
+def of_maps(student: KeypointOutputs, teacher: KeypointOutputs, chosen: Picks, size: tuple[int, int] = SIZE) -> float:
+    """What heat-maps add."""
+    alone = keypoint_divergence(student._replace(heatmaps=None), teacher, chosen, size, SIGMAS)
+    return float(keypoint_divergence(student, teacher, chosen, size, SIGMAS) - alone)
+
+
 def test_heatmaps_agree_with_a_loop_over_cells() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, 8, 8), torch.randn(2, 2, 16, 16)  # the teacher saw larger pictures
-    chosen, sigmas = picks(), torch.tensor([0.05, 0.1])
-    own, wanted = (windows(maps, chosen.image, chosen.boxes_cxcywh, SIZE).flatten(2) for maps in (student, teacher))
+    chosen, wanted = picks(), keypoints(1, teacher)
+    logits = [windows(maps, chosen.image, chosen.boxes_cxcywh, SIZE).flatten(2) for maps in (student, teacher)]
+    rows = torch.cat([level.flatten(1, 3) for level in wanted.points], 1)[chosen.image, chosen.row].tolist()
     total = 0.0
     for n in range(3):
         for k in range(2):
-            weights = [[math.exp(value) for value in maps[n, k].tolist()] for maps in (own, wanted)]
+            weights = [[math.exp(value) for value in maps[n, k].tolist()] for maps in logits]
             found, right = ([weight / sum(some) for weight in some] for some in weights)
             lost = sum(q * math.log(q / p) for p, q in zip(found, right, strict=True))
-            total += float(chosen.belief[n]) * lost / 2
-    loss = heatmap_divergence(student, teacher, chosen, SIZE, sigmas)
-    assert float(loss) == pytest.approx(total / 2.1, rel=1e-4)
+            total += float(chosen.belief[n]) * lost * probability(rows[n][3 * k + 2]) / 2
+    assert of_maps(keypoints(0, student), wanted, chosen) == pytest.approx(total / 2.1, rel=1e-3)
 
 
 def test_equal_heatmaps_cost_nothing_and_pull_nowhere() -> None:
-    student = torch.randn(2, 2, 8, 8).requires_grad_()
-    loss = heatmap_divergence(student, student.detach().clone(), picks(), SIZE, torch.tensor([0.05, 0.1]))
+    maps = torch.randn(2, 2, 8, 8).requires_grad_()
+    student, teacher = keypoints(0, maps), keypoints(0, maps.detach().clone())
+    loss = keypoint_divergence(student, teacher, picks(), SIZE, SIGMAS)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
-    assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-6
+    assert maps.grad is not None
+    assert float(maps.grad.abs().max()) < 1e-6
 
 
-def test_rows_of_a_teacher_without_heatmaps_teach_them_where_they_see_a_point() -> None:
-    """Nothing is left to learn where the windows hold the bumps themselves; what is unseen teaches nothing."""
-    rows, sigmas = torch.zeros(2, 160, 6), torch.tensor([0.1, 0.2])
-    rows[..., 2], rows[..., 5] = 20.0, -20.0
-    chosen = Picks(*(part[2:] for part in picks()))
-    boxes = chosen.boxes_cxcywh
-    bumps = place(boxes[:, None, :2].expand(-1, 2, -1), boxes, sigmas, LABEL_SPREAD).bumps()
-    # A picture that is one box's window, cell by cell.
-    whole = Picks(torch.tensor([0]), chosen.row, chosen.belief, boxes)
-    size = (round(float(boxes[0, 3]) * 1.2), round(float(boxes[0, 2]) * 1.2))
-    whole = whole._replace(boxes_cxcywh=torch.tensor([[size[1] / 2, size[0] / 2, size[1] / 1.2, size[0] / 1.2]]))
-    maps = bumps.view(1, 2, CELLS, CELLS)
-    assert float(heatmap_divergence(maps, rows[:1], whole, size, sigmas)) < 0.01
-    nothing = heatmap_divergence(torch.zeros_like(maps), rows[:1], whole, size, sigmas)
-    assert float(nothing) > 0.2
-    rows[..., 2] = -20.0
-    assert float(heatmap_divergence(torch.zeros_like(maps), rows[:1], whole, size, sigmas)) < 1e-6
+@pytest.mark.parametrize("with_maps", [True, False])
+def test_what_a_teacher_does_not_see_its_heatmaps_do_not_teach(with_maps: bool) -> None:
+    torch.manual_seed(0)
+    student = keypoints(0, torch.randn(2, 2, 8, 8))
+    maps = torch.randn(2, 2, 8, 8) if with_maps else None
+    assert of_maps(student, keypoints(0, maps, 20.0), picks()) > 0.1
+    assert of_maps(student, keypoints(0, maps, -20.0), picks()) == pytest.approx(0, abs=1e-6)
+
+
+def test_points_of_a_teacher_without_heatmaps_are_bumps_to_learn() -> None:
+    """Nothing is left to learn where a map holds the bumps themselves: of a picture that is one box's window."""
+    size = (48, 72)
+    whole = Picks(
+        torch.tensor([0]), torch.tensor([3]), torch.tensor([0.9]), torch.tensor([[36.0, 24, 72 / REACH, 48 / REACH]])
+    )
+    teacher = keypoints(0, None, 20.0)
+    for level in teacher.points:
+        level[..., :2], level[..., 3:5] = 0.1, -0.2
+    sides = whole.boxes_cxcywh[:, None, 2:]
+    points = whole.boxes_cxcywh[:, None, :2] + torch.tensor([[[0.1, 0.1], [-0.2, -0.2]]]) * sides
+    bumps = place(points, whole.boxes_cxcywh, SIGMAS, LABEL_SPREAD).bumps().view(1, 2, CELLS, CELLS)
+    right, flat = (keypoints(1, maps.expand(2, -1, -1, -1)) for maps in (bumps, torch.zeros_like(bumps)))
+    assert of_maps(right, teacher, whole, size) == pytest.approx(0, abs=1e-4)
+    assert of_maps(flat, teacher, whole, size) > 0.5
 
 
 def test_confident_rows_are_those_above_a_quarter_with_their_decoded_boxes() -> None:

@@ -13,9 +13,10 @@ from faster_coco_eval.core import mask as rle_codec
 
 from mtyolo.data.records import ImageRecord, Labels
 from mtyolo.errors import DataError
-from mtyolo.evaluation.keypoints import AREA_OF_BOX, KeypointPrecision
+from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MaskPrecision, run_lengths
 from mtyolo.evaluation.precision import BoxPrecision
+from mtyolo.geometry import AREA_OF_BOX
 from mtyolo.structures import Detections
 
 NAMES = {0: "cat", 1: "dog"}

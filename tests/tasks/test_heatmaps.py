@@ -52,7 +52,7 @@ def test_what_is_wanted_is_a_normal_density_and_agreeing_with_it_costs_nothing()
     points = torch.tensor([[[70.0, 40], [50, 60]]])
     wanted = place(points, BOX, SIGMAS, LABEL_SPREAD).bumps().view(1, 2, CELLS, CELLS)
     for k, sigma in enumerate(SIGMAS.tolist()):
-        deviation = LABEL_SPREAD * sigma * math.sqrt(0.53 * 40 * 60)  # pixels
+        deviation = LABEL_SPREAD * sigma * math.sqrt(40 * 60)  # pixels
         cells = torch.tensor(
             [
                 [
@@ -73,7 +73,7 @@ def test_what_is_wanted_is_a_normal_density_and_agreeing_with_it_costs_nothing()
 
 
 def test_a_bump_smaller_than_a_cell_is_still_one_in_sum() -> None:
-    wanted = place(torch.tensor([[[64.0, 48.0]]]), BOX, torch.tensor([1e-4])).bumps()
+    wanted = place(torch.tensor([[[64.0, 48.0]]]), BOX, torch.tensor([1e-4]), LABEL_SPREAD).bumps()
     assert wanted.exp().sum().item() == pytest.approx(1)
     assert wanted.isfinite().all()
 
@@ -81,7 +81,7 @@ def test_a_bump_smaller_than_a_cell_is_still_one_in_sum() -> None:
 def test_maps_that_say_nothing_leave_the_rows_points() -> None:
     points = [[70.0, 40.0], [51.0, 62.0]]
     for point, expected in zip(found(torch.zeros(2, 96, 128), points), points, strict=True):
-        assert point == pytest.approx(expected, abs=1.2)  # of a box of 40 x 60; the window cuts the density's tail
+        assert point == pytest.approx(expected, abs=2)  # of a box of 40 x 60; the window cuts the density's tail
 
 
 def test_a_sure_map_moves_a_point_to_its_peak() -> None:
@@ -113,9 +113,9 @@ def test_the_place_is_the_one_of_the_highest_expected_similarity() -> None:
     centres = cell_centres(BOX)
     x, y = 64 + 40 * centres, 48 + 60 * centres
     for k, sigma in enumerate(SIGMAS.tolist()):
-        scale = 2 * 0.53 * 40 * 60 * (2 * sigma) ** 2
+        scale, rows = (2 * share * 40 * 60 * (2 * sigma) ** 2 for share in (0.53, 1))
         squared = (x[None, :] - points[0, k, 0]) ** 2 + (y[:, None] - points[0, k, 1]) ** 2
-        believed = (logits[0, k] - torch.log1p(squared / scale)).flatten().softmax(0).view(CELLS, CELLS)
+        believed = (logits[0, k] - torch.log1p(squared / rows)).flatten().softmax(0).view(CELLS, CELLS)
         best, there = -1.0, [0.0, 0.0]
         for to_y in (48 + 60 * fine).tolist():
             for to_x in (64 + 40 * fine).tolist():

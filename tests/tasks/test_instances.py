@@ -6,6 +6,7 @@ import pytest
 import torch
 from scene import HEIGHT, POINTS, WIDTH, Scene
 
+from mtyolo.config.model import KeypointConfig
 from mtyolo.structures import KeypointOutputs, Letterbox
 from mtyolo.tasks.instances import instances
 
@@ -84,7 +85,9 @@ def test_points_of_classes_that_have_none_are_not_visible(
 ) -> None:
     scene = planted(scene)  # of class 2
     with torch.no_grad():
-        found = instances(scene.outputs, scene.anchors, scene.strides, size=SIZE, keypoint_classes=classes)[2]
+        found = instances(
+            scene.outputs, scene.anchors, scene.strides, size=SIZE, keypoint=KeypointConfig(classes=classes)
+        )[2]
     assert found.keypoints[0, :, 2].round().tolist() == visible
 
 

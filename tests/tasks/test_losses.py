@@ -120,6 +120,15 @@ def test_half_precision_outputs_give_the_losses_of_full_precision(scene: Scene) 
     torch.testing.assert_close(rounded, total(losses_of(scene)), rtol=2e-2, atol=0)
 
 
+def test_under_autocast_keypoints_are_still_compared_in_full_precision(scene: Scene) -> None:
+    """The loop computes losses inside of it."""
+    expected = losses_of(scene, ("keypoint",))["keypoint"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses_of(scene, ("keypoint",))["keypoint"]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)
+
+
 def test_losses_can_be_differentiated_twice(scene: Scene) -> None:
     """GradNorm and gradient similarity differentiate gradients."""
     loss = total(losses_of(scene))

@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mtyolo.api import build
+from mtyolo.checkpoint import load
+from mtyolo.config.model import KeypointConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.model import Model
@@ -126,6 +129,24 @@ def test_a_finished_run_resumes_to_itself_and_is_not_written_over(
     assert states_are_equal(state_of(tmp_path)["model"], before)
     with pytest.raises(ConfigError, match=r"a run is already there; go on with --resume"):
         train(make_model(), shapes, config=config, out=tmp_path, progress=False)
+
+
+def test_a_run_from_before_there_were_heatmaps_goes_on_without_them(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    config_of = make_model().config
+    tasks = config_of.tasks.model_copy(update={"keypoint": KeypointConfig(points=2, heatmaps=False)})
+    model = build(config_of.model_copy(update={"tasks": tasks}), data=shapes)
+    judge = Judge(SignalAfter(2, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(model, shapes, out=tmp_path, judge=judge, plan=PLAN, config=config, progress=False)
+    state = state_of(tmp_path)
+    state["settings"]["model"] = state["settings"]["model"].replace(',"heatmaps":false', "")  # as it was then
+    assert "heatmaps" not in state["settings"]["model"]
+    torch.save(state, tmp_path / "state.pt")
+    run = train(resume=tmp_path, judge=Judge(SignalAfter(0, 0)), progress=False)
+    assert run.results[-1]["epoch"] == config.epochs * 2
+    assert load(run.last).keypoint.heatmaps is False
 
 
 def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path: Path) -> None:

@@ -143,12 +143,11 @@ def test_a_run_remembers_which_classes_have_points(
     plan = {"stages": [{"name": "boxes", "epochs": 1, "tasks": ["detect"]}, {"name": "all", "epochs": 1}]}
     model = make_model()
     run = train(model, shapes, plan=plan, config=config, out=tmp_path, progress=False)
-    assert model.keypoint_classes == some
-    assert load(run.best).keypoint_classes == some
     again = load(run.last)
-    assert again.keypoint_classes == some
-    assert again.config.with_keypoint_classes([7]).tasks.keypoint.classes == [*some, 7]
-    assert again.config.with_keypoint_classes([]) == again.config
+    for keypoint in (model.keypoint, load(run.best).keypoint, again.keypoint):
+        assert (keypoint.classes, keypoint.sigmas) == (some, split.sigmas)
+    assert again.config.with_keypoints_of([7], [0.1, 0.2]).tasks.keypoint.classes == [*some, 7]
+    assert again.config.with_keypoints_of([], None) == again.config
 
 
 def test_classes_with_points_are_those_of_labels_that_count() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtyolo.geometry import AREA_OF_BOX
 from mtyolo.graph.blocks import Conv, finish
 from mtyolo.structures import Level
 
@@ -20,16 +21,18 @@ START_SCALE = 0.1
 """Of the last layer's usual random weights."""
 SMALLEST = 1e-30
 """In place of a sum of nothing."""
-LABEL_SPREAD = 1.4
-"""How far the bump that is learned reaches around a label, as `scale` of `place`: less than similarity does."""
-SHARE_OF_BOX = 0.53
-"""A person's area over the box's, where only the box is known; as CrowdPose and ultralytics have it."""
+ROW_SPREAD = 2.0
+"""Times sigma and the root of the box's area: what a branch's rows are trained with (`oks_distance`)."""
+SIMILARITY_SPREAD = 2.0 * AREA_OF_BOX**0.5
+"""Of the object keypoint similarity: cocodataset.org/#keypoints-eval, which takes a person's own area."""
+LABEL_SPREAD = 1.0
+"""Of the bump around a label that is learned: less than that of similarity."""
 
 
 class Heatmaps(nn.Module):
-    """A 1x1 convolution for each map that it sees, their sum at the finest stride, a 3x3, and a 1x1 to the points.
+    """A 1x1 convolution for each map that it sees, their sum at one size, a 3x3, and a 1x1 to the points.
 
-    levels: of what forward is given, in its order; the finest first. forward: list of [B, C, H, W] to [B, K, h, w].
+    levels: of what forward is given, in its order. forward: list of [B, C, H, W] to [B, K, h, w], h and w of the first.
     The last layer starts small: all places are nearly alike until something has been learned.
     """
 
@@ -46,12 +49,12 @@ class Heatmaps(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         seen = [source(level) for source, level in zip(self.sources, features, strict=True)]
         size = seen[0].shape[-2:]
-        together = sum(level if level.shape[-2:] == size else _enlarged(level, size) for level in seen)
+        together = sum(level if level.shape[-2:] == size else _resized(level, size) for level in seen)
         return self.layer(self.mix(together))
 
 
-def _enlarged(level: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(level, size, mode="bilinear")
+def _resized(level: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(level, size, mode="bilinear", antialias=level.shape[-1] > size[-1])
 
 
 class Places(NamedTuple):
@@ -78,15 +81,12 @@ class Places(NamedTuple):
         return (-(across[..., None, :] + down[..., :, None])).flatten(2).log_softmax(-1)
 
 
-def place(points: Tensor, boxes_cxcywh: Tensor, sigmas: Tensor, scale: float = 2.0) -> Places:
-    """points: [N, K, 2], boxes_cxcywh: [N, 4], both in pixels. sigmas: [K].
-
-    scale: of the falloff; 2 is that of the object keypoint similarity (cocodataset.org/#keypoints-eval).
-    """
+def place(points: Tensor, boxes_cxcywh: Tensor, sigmas: Tensor, spread: float) -> Places:
+    """points: [N, K, 2], boxes_cxcywh: [N, 4], both in pixels. sigmas: [K]. spread: one of those above."""
     centres, sides = boxes_cxcywh[:, None].tensor_split(2, -1)
     sides = sides.clamp(min=1)
-    root = (sides.prod(-1, keepdim=True) * SHARE_OF_BOX).sqrt()
-    return Places((points - centres) / sides, scale * sigmas[:, None] * root / sides)
+    root = sides.prod(-1, keepdim=True).sqrt()
+    return Places((points - centres) / sides, spread * sigmas[:, None] * root / sides)
 
 
 def cell_centres(like: Tensor) -> Tensor:
@@ -99,20 +99,31 @@ def windows(heatmaps: Tensor, image: Tensor, boxes_cxcywh: Tensor, size: tuple[i
 
     heatmaps: [B, K, h, w]. image: [N], of each box. boxes_cxcywh: [N, 4] pixels. size: height, width of the input.
     """
+    height, width = heatmaps.shape[-2:]
     places = boxes_cxcywh[:, :2, None] + boxes_cxcywh[:, 2:, None] * cell_centres(boxes_cxcywh)
-    (height, width), own = heatmaps.shape[-2:], heatmaps.float()[image]
-    along_x = _between(places[:, 0] * (width / size[1]) - 0.5, width)
-    along_y = _between(places[:, 1] * (height / size[0]) - 0.5, height)
-    return along_y[:, None] @ own @ along_x[:, None].mT
+    left, right, across = _neighbours(places[:, 0] * (width / size[1]) - 0.5, width)
+    above, below, down = _neighbours(places[:, 1] * (height / size[0]) - 0.5, height)
+    rows = heatmaps.float().movedim(1, -1).flatten(0, 2)  # a view under channels_last
+    first = image[:, None, None] * (height * width)
+
+    def at(y: Tensor, x: Tensor) -> Tensor:
+        numbers = first + y[:, :, None] * width + x[:, None]
+        return rows.index_select(0, numbers.flatten()).view(*numbers.shape, rows.shape[1])
+
+    across, down = across[:, None, :, None], down[:, :, None, None]
+    upper = torch.lerp(at(above, left), at(above, right), across)
+    lower = torch.lerp(at(below, left), at(below, right), across)
+    return torch.lerp(upper, lower, down).movedim(-1, 1)
 
 
-def _between(places: Tensor, length: int) -> Tensor:
-    """[N, CELLS] places among `length` values to the weights [N, CELLS, length] of a linear interpolation.
+def _neighbours(places: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, CELLS] places among `length` values: the two to mix, and the share of the second.
 
-    Products with them, not torchvision's roi_align: gradients of gradients are needed, too.
+    Not torchvision's roi_align: gradients of gradients are needed, too.
     """
-    numbers = torch.arange(length, device=places.device, dtype=places.dtype)
-    return (1 - (places.clamp(0, length - 1)[..., None] - numbers).abs()).clamp(min=0)
+    places = places.clamp(0, length - 1)
+    before = places.long()
+    return before, (before + 1).clamp(max=length - 1), places - before
 
 
 def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -130,13 +141,13 @@ def refine(points: Tensor, boxes_cxcywh: Tensor, logits: Tensor, sigmas: Tensor)
     so what both believe is the softmax of logits - ln(1 + e). The answer is the place with the highest expected
     similarity: what a mean of it gives, between two places far apart, is of no use.
     """
-    rows = place(points, boxes_cxcywh, sigmas)
-    across, down = rows.falloff()
+    across, down = place(points, boxes_cxcywh, sigmas, ROW_SPREAD).falloff()
     prior = (across[..., None, :] + down[..., :, None]).add_(1).log_()
     believed = (logits - prior).flatten(2).softmax(-1).view_as(logits)
     centres = cell_centres(points)
     apart = (centres - centres[:, None]).square() / -2
-    x_kernels, y_kernels = (apart / rows.spreads[..., None, None].square()).exp().unbind(2)
+    spreads = place(points, boxes_cxcywh, sigmas, SIMILARITY_SPREAD).spreads
+    x_kernels, y_kernels = (apart / spreads[..., None, None].square()).exp().unbind(2)
     expected = (y_kernels @ believed @ x_kernels).clamp(min=SMALLEST).log()
     best = expected.flatten(2).argmax(-1)
     row, column = best // CELLS, best % CELLS

@@ -68,7 +68,8 @@ def _labels_in_pixels(level: Tensor, size: tuple[int, int], targets: Targets) ->
 def _heatmap_loss(
     heatmaps: Tensor, targets: Targets, labels: Tensor, usable: Tensor, size: tuple[int, int], sigmas: Tensor
 ) -> Tensor:
-    """Mean over objects of the divergence in the window of the object's box; a mean over its labelled points there."""
+    """Mean over objects of the divergence in the window of the object's box; a mean over its labelled points there,
+    zero where none is."""
     chosen = usable.nonzero().flatten()
     wanted, boxes = labels[chosen], targets.boxes_cxcywh[chosen] * labels.new_tensor([*size[::-1]] * 2)
     logits = windows(heatmaps, targets.image_index[chosen], boxes, size)
