@@ -144,18 +144,26 @@ def refine(points: Tensor, boxes_cxcywh: Tensor, logits: Tensor, sigmas: Tensor)
     across, down = place(points, boxes_cxcywh, sigmas, ROW_SPREAD).falloff()
     prior = (across[..., None, :] + down[..., :, None]).add_(1).log_()
     believed = (logits - prior).flatten(2).softmax(-1).view_as(logits)
-    centres = cell_centres(points)
-    apart = (centres - centres[:, None]).square() / -2
-    spreads = place(points, boxes_cxcywh, sigmas, SIMILARITY_SPREAD).spreads
-    x_kernels, y_kernels = (apart / spreads[..., None, None].square()).exp().unbind(2)
-    expected = (y_kernels @ believed @ x_kernels).clamp(min=SMALLEST).log()
-    best = expected.flatten(2).argmax(-1)
-    row, column = best // CELLS, best % CELLS
-    in_row = expected.gather(2, row[..., None, None].expand(-1, -1, 1, CELLS)).squeeze(2)
-    in_column = expected.gather(3, column[..., None, None].expand(-1, -1, CELLS, 1)).squeeze(3)
-    cells = torch.stack((column + _beside(in_row, column), row + _beside(in_column, row)), -1)
-    places = ((cells + 0.5) / CELLS - 0.5) * REACH
+    similarity = _expected(believed, place(points, boxes_cxcywh, sigmas, SIMILARITY_SPREAD).spreads)
+    places = ((_highest(similarity) + 0.5) / CELLS - 0.5) * REACH
     return places * boxes_cxcywh[:, None, 2:] + boxes_cxcywh[:, None, :2]
+
+
+def _expected(believed: Tensor, spreads: Tensor) -> Tensor:
+    """Logarithm of the similarity that each cell would have on average, if the point is where it is believed to be."""
+    centres = cell_centres(believed)
+    apart = (centres - centres[:, None]).square() / -2
+    x_kernels, y_kernels = (apart / spreads[..., None, None].square()).exp().unbind(2)
+    return (y_kernels @ believed @ x_kernels).clamp(min=SMALLEST).log()
+
+
+def _highest(values: Tensor) -> Tensor:
+    """[N, K, 2]: column and row of the highest of [N, K, CELLS, CELLS], to fractions of a cell."""
+    best = values.flatten(2).argmax(-1)
+    row, column = best // CELLS, best % CELLS
+    in_row = values.gather(2, row[..., None, None].expand(-1, -1, 1, CELLS)).squeeze(2)
+    in_column = values.gather(3, column[..., None, None].expand(-1, -1, CELLS, 1)).squeeze(3)
+    return torch.stack((column + _beside(in_row, column), row + _beside(in_column, row)), -1)
 
 
 def _beside(values: Tensor, best: Tensor) -> Tensor:
