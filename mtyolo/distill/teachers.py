@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mtyolo.checkpoint import load
 from mtyolo.config.distill import TeacherConfig
-from mtyolo.config.model import resolve_beside
+from mtyolo.config.model import KeypointConfig, resolve_beside
 from mtyolo.config.reading import nearest
 from mtyolo.distill.conversion import Source, in_layout, layout_of
 from mtyolo.distill.layout import Shape
@@ -62,7 +62,11 @@ class Teacher(nn.Module):
         self.names = dict(student.names)
         self.layout = layout_of(student)
         self.recorded: dict[int, nn.Module] = {}
-        self.tasks, self.keypoints = _abilities(source)
+        self.tasks, self.keypoint = _abilities(source)
+
+    @property
+    def keypoints(self) -> int | None:
+        return self.keypoint.points if self.keypoint else None
 
     @property
     def strides(self) -> list[int]:
@@ -206,11 +210,12 @@ def recording(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
             hook.remove()
 
 
-def _abilities(source: Source) -> tuple[tuple[str, ...], int | None]:
+def _abilities(source: Source) -> tuple[tuple[str, ...], KeypointConfig | None]:
+    """Tasks, and what is known of points; not of which classes, as it numbers them in its own way."""
     if isinstance(source, Model):
-        return source.tasks, source.keypoints
+        return source.tasks, source.keypoint and source.keypoint.model_copy(update={"classes": None})
     further = ("segment",) * source.has_masks + ("keypoint",) * (source.points is not None)
-    return ("detect", *further), source.points
+    return ("detect", *further), KeypointConfig(points=source.points) if source.points else None
 
 
 def _shape(images: Tensor) -> Shape:

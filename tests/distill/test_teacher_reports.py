@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from shape_runs import ALL_TASKS, SCALED, Marks, distilled, distiller_of, shape_config, shape_model, teacher_file
 
+from mtyolo.checkpoint import load
 from mtyolo.data.split import load_split
 from mtyolo.distill.teachers import Teacher
+from mtyolo.evaluation.validate import validate
 from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.judging import Judge
 
@@ -50,6 +52,20 @@ def test_teacher_and_student_are_judged_on_what_the_teacher_teaches(
     (line,) = reports(teacher_file(tmp_path, **ALL_TASKS), shapes, marks, output=output)
     assert [(isinstance(model, Teacher), asked) for model, asked in marks.asked] == [(True, tasks), (False, tasks)]
     assert f"{', '.join(tasks)} 0.900, the student 0.100" in line
+
+
+def test_a_teacher_is_validated_like_a_model(shapes: Path, tmp_path: Path) -> None:
+    """The real validation, of all three tasks."""
+    student, weights = shape_model(**ALL_TASKS), teacher_file(tmp_path, **ALL_TASKS)
+    distiller = distiller_of(student, {"weights": weights, "output": SCALED | {"masks": 1.0, "keypoints": 1.0}})
+    judge, split = Judge(validate), load_split(shapes, "val")
+    (line,) = teacher_reports(distiller, judge, student, split, shape_config(), None)
+    assert "detect, segment, keypoint 0." in line
+    teacher = distiller.courses[0].opened.teacher
+    assert teacher is not None
+    found = validate(teacher, split, size=64).tasks
+    expected = validate(load(weights), split, size=64).tasks
+    assert repr(found) == repr(expected), "in words, as NaN equals nothing"
 
 
 def test_each_teacher_has_a_line_of_its_own(shapes: Path, tmp_path: Path) -> None:
