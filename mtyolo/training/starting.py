@@ -19,7 +19,7 @@ def start_branches(model: Model, stage: Stage, split: Split) -> list[str]:
     Measured on coco_mini: this pose alone, in the true boxes, has a mean OKS of 0.149 on new photos, all points at the
     centre 0.086. A branch on a frozen YOLOv5n that has learned for 200 steps is as good with it as without (0.170),
     but fits the labels closer (location loss 0.110 against 0.114). Where poses differ less it may help more:
-    `mtyolo demo` ended at a keypoint AP of 0.72 without it, and of 0.77 and 0.74 with it, each from a start of its own.
+    before there were heat-maps, `mtyolo demo` ended at a keypoint AP of 0.72 without it, and of 0.77 and 0.74 with it.
     """
     branch = model.branches["keypoint"] if "keypoint" in model.tasks else None
     if not isinstance(branch, KeypointBranch) or not branch.is_fresh or not learns(stage, "keypoint"):
