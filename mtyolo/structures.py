@@ -99,9 +99,7 @@ class KeypointOutputs(NamedTuple):
     """Raw output of the keypoint branch."""
 
     points: list[Tensor]  # per level [B, A, H, W, 3 * K]: where each anchor takes its object's points to be
-    heatmaps: Tensor | None = (
-        None  # [B, K, h, w] logits, at the finest of the branches' strides: where in the picture each is likely
-    )
+    heatmaps: Tensor | None = None  # [B, K, h, w] logits, as large as the finest level: where each is likely
 
 
 class Outputs(NamedTuple):

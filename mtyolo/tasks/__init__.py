@@ -34,7 +34,7 @@ class Step(NamedTuple):
 @dataclass(frozen=True)
 class Task:
     name: str
-    branch: type[nn.Module]
+    branch: type[nn.Module]  # forward(fused, taken): what the neck gives, and what it took in
     components: tuple[str, ...]
     loss: Callable[[Step], dict[str, Tensor]]
 
