@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
 
 from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
@@ -15,18 +16,22 @@ from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.reading import nearest
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.records import Split
 from mtyolo.data.sources import SPLITS, read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.evaluation import validate as evaluation
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison
+from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import stand_in
 from mtyolo.graph.official import read_official
 from mtyolo.inheritance import inherit
 from mtyolo.model import Model
+from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
+from mtyolo.training.stored import validation_batches
 from mtyolo.training.train import train as run_training
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -130,10 +135,33 @@ def train(
     )
 
 
-def validate(model: Model | str | Path, data: Data, *, split: str = "val", size: int = 640, **options: Any) -> Metrics:
-    """Judge a model on a split of a data file; options are those of `mtyolo.evaluation.validate.validate`."""
-    opened = model if isinstance(model, Model) else open_model(model, data=data)
-    return evaluation.validate(opened, load_split(data, split), size=size, **options)
+def validate(
+    model: Model | str | Path,
+    data: Data,
+    *,
+    split: str = "val",
+    size: int = 640,
+    features: str | Path | None = None,
+    trust: bool = False,
+    **options: Any,
+) -> Metrics:
+    """Judge a model on a split of a data file; further options are those of `mtyolo.evaluation.validate.validate`.
+
+    features: a store to take features from in place of images; then `size` is the store's. trust: import
+    `package.module:Class` that a file names.
+    """
+    opened = model if isinstance(model, Model) else open_model(model, data=data, features=features, trust=trust)
+    images = load_split(data, split)
+    if features is not None:
+        options["loader"] = stored_batches(opened, images, features, options.get("batch", 8))
+    return evaluation.validate(opened, images, size=size, **options)
+
+
+def stored_batches(model: Model, split: Split, directory: str | Path, batch: int) -> DataLoader[Batch]:
+    """A split's features from a store, to validate with. Raises StoreError where they are not this model's."""
+    store = FeatureStore.open(directory)
+    store.check(model, split, store.manifest.size)
+    return validation_batches(store, split, batch)
 
 
 def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:

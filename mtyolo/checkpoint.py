@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtyolo.assembly import Registry, StandIn, assemble, build
-from mtyolo.config.model import ModelConfig
+from mtyolo.config.model import AdaptersConfig, ModelConfig
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.pretrained import identity_of
+from mtyolo.files import replacing
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
 FORMAT = "mtyolo/1"
 HEATMAPS = "branches.keypoint.heatmaps."
+FIRST_ADAPTER = "adapters.layers.0."
 EXTRACTOR = "extractor."
 """Where the extractor's tensors are in a state dict."""
 
@@ -32,17 +33,12 @@ def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] |
     stands in for is not inside; its identity is, and its weights are loaded again from where the model file found them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "config": model.config.model_dump_json(exclude_none=True)}
     if model.extractor is not None and not model.extractor.state_dict():
         metadata["extractor"] = json.dumps(identity_of(model.extractor))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or model.state_dict()).items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -126,17 +122,35 @@ def read_weights(path: Path) -> Saved:
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "weights of an extractor belong into a model file, under extractor.weights"
         )
-    config = config_as_written(ModelConfig.model_validate(json.loads(metadata["config"])), state)
-    return Saved(config, state, json.loads(metadata.get("extractor", "{}")))
+    try:
+        config = ModelConfig.model_validate(json.loads(metadata["config"]))
+        identity = json.loads(metadata.get("extractor", "{}"))
+    except (KeyError, ValueError) as error:  # pydantic's are ValueErrors, json's too
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: does not say what model it holds: {reason}; was it written by a newer mtyolo?"
+        ) from None
+    return Saved(config_as_written(config, state), state, identity)
 
 
 def config_as_written(config: ModelConfig, state: dict[str, Tensor]) -> ModelConfig:
-    """Keypoint branches had no heat-maps at first, and files did not say so."""
-    tasks = config.tasks
+    """What files of earlier versions do not say, or say wrongly, their tensors tell.
+
+    Keypoint branches had no heat-maps at first. Adapters of a depth that nobody wrote were noted with depth 1.
+    """
+    config, tasks = config.model_copy(update={"adapters": _adapters_as_written(config.adapters, state)}), config.tasks
     if tasks is None or tasks.keypoint is None or any(name.startswith(HEATMAPS) for name in state):
         return config
     keypoint = tasks.keypoint.model_copy(update={"heatmaps": False})
     return config.model_copy(update={"tasks": tasks.model_copy(update={"keypoint": keypoint})})
+
+
+def _adapters_as_written(adapters: AdaptersConfig, state: dict[str, Tensor]) -> AdaptersConfig:
+    if adapters.type not in ("pyramid", "fusion"):
+        return adapters
+    layer = [tensor for name, tensor in state.items() if name.startswith(FIRST_ADAPTER)]
+    wide = sum(tensor.ndim == 4 and tensor.shape[-1] == 3 for tensor in layer)  # all but the first of its convolutions
+    return adapters.model_copy(update={"depth": 1 + wide}) if layer else adapters
 
 
 def _fill(path: Path, model: Model, state: dict[str, Tensor]) -> None:

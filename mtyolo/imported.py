@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
 
 from mtyolo.errors import ConfigError
 
 
 def import_class(name: str, key: str, trust: bool) -> type:
-    """Import a class by its path. A model file may come from anywhere, so this needs the caller's explicit trust."""
+    """Import a class by its path. A model file may come from anywhere, so this needs the caller's explicit trust.
+
+    Modules are found where Python looks, and then in the folder one stands in, as scripts find them.
+    """
     if not trust:
         raise ConfigError(f"{key}: {name} would import code; say so with --trust, or trust=True from Python")
     module_name, _, class_name = name.partition(":")
+    if module_name.endswith(".py"):
+        raise ConfigError(f"{key}: {name}: write the module as import does, {module_name.removesuffix('.py')}:…")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
-        raise ConfigError(f"{key}: {name}: {error}; is its folder on PYTHONPATH?") from None
+        raise ConfigError(
+            f"{key}: {name}: {error}; modules are looked for in this folder and on PYTHONPATH: is it there?"
+        ) from None
     except AttributeError:
         raise ConfigError(f"{key}: the module {module_name} has no {class_name}") from None
     if not isinstance(found, type):
         raise ConfigError(f"{key}: {name} is no class")
     return found
+
+
+def call_own(what: str, make: Callable[..., Any], *positional: Any, **named: Any) -> Any:
+    """Make something of a user's own. Raises ConfigError where it does not take these arguments; what goes wrong
+    inside keeps its traceback, as it is the user's to mend."""
+    try:
+        inspect.signature(make).bind(*positional, **named)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}") from None
+    return make(*positional, **named)

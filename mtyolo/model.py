@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, channels_last, nn
 
-from mtyolo.adapters.checking import check_pyramid
 from mtyolo.config.model import KeypointConfig, ModelConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import features_of
+from mtyolo.extractors.checking import check_pyramid
 from mtyolo.graph.network import Graph
-from mtyolo.structures import Outputs, Pyramid
+from mtyolo.structures import Batch, Outputs, Pyramid
 from mtyolo.tasks.detect.decode import decode
 
 Size = tuple[int, int]
@@ -169,6 +169,17 @@ class Model(nn.Module):
                 f"an input of {size[0]}x{size[1]} pixels does not divide into cells of {stride}; letterbox it to a "
                 f"multiple of {stride}, for example {fitting} (mtyolo predict and val do this by themselves)"
             )
+
+
+def forward(model: Model, batch: Batch) -> Outputs:
+    """A batch of pictures (uint8), of stored features, or of both through the model."""
+    outputs: Outputs = model(None if batch.images is None else pixels(batch.images), pyramid=batch.pyramid)
+    return outputs
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> floats in 0..1 in channels-last memory."""
+    return images.float().div_(255).contiguous(memory_format=channels_last)
 
 
 @contextmanager

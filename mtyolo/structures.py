@@ -88,6 +88,15 @@ class Batch:
         )
 
 
+def input_size(images: Tensor | None, pyramid: Pyramid | None) -> tuple[int, int]:
+    """Height and width of the network input that a batch is, or that its features come from."""
+    if images is not None:
+        return images.shape[-2], images.shape[-1]
+    assert pyramid is not None
+    stride, features = next(iter(pyramid.items()))
+    return features.shape[-2] * stride, features.shape[-1] * stride
+
+
 class MaskOutputs(NamedTuple):
     """Raw output of the segment branch: an instance's mask is sigmoid(coefficients . prototypes)."""
 
@@ -153,12 +162,3 @@ class Detections:
             None if self.keypoints is None else self.keypoints.to(device),
             self.size,
         )
-
-
-@dataclass(slots=True)
-class LossReport:
-    """One step's losses. `total` is what is minimised; `components` are its visible parts, by dotted name."""
-
-    total: Tensor  # scalar
-    tasks: dict[str, Tensor]  # task -> scalar: the sum of its components
-    components: dict[str, Tensor]  # "detect.box", "segment.mask", "keypoint.location", ... -> scalar

@@ -27,7 +27,7 @@ LAYERS = (
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),
     ("imported",),
-    ("device", "geometry"),
+    ("device", "geometry", "files"),
     ("structures",),
     ("config",),
     ("errors",),

@@ -215,3 +215,13 @@ def test_a_checkpoint_of_another_graph_is_refused(test_data: Path) -> None:
         build("yolov5s.yaml", weights=test_data / "weights/yolov5n.pt")
     with pytest.raises(CheckpointError, match="has 24 layers, the model's graph 33"):
         build("yolov5n6.yaml", weights=test_data / "weights/yolov5n.pt")
+
+
+@pytest.mark.parametrize("config", [None, '{"detector": ', '{"detector": {"graph": {}}, "newer": 1}'])
+def test_weights_that_say_nothing_sensible_of_their_model_are_refused(config: str | None, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": "mtyolo/1"} | ({} if config is None else {"config": config}))
+    with pytest.raises(CheckpointError, match=r"does not say what model it holds: .*written by a newer mtyolo\?"):
+        load(path)

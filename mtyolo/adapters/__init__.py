@@ -12,7 +12,7 @@ from mtyolo.adapters.pyramid import FusionAdapter, PyramidAdapter
 from mtyolo.config.model import AdaptersConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError
-from mtyolo.imported import import_class
+from mtyolo.imported import call_own, import_class
 from mtyolo.structures import Level
 
 ADAPTERS: dict[str, Callable[..., nn.Module]] = {
@@ -44,12 +44,8 @@ def make_adapters(
         raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)}")
     options: dict[str, Any] = dict(config.arguments)
     if config.type in ADAPTERS and config.type != "identity":
-        # A depth that nobody wrote is the type's own.
-        options |= {name: getattr(config, name) for name in ("depth", "norm") if name in config.model_fields_set}
-    try:
-        return make(inputs, outputs, **options)
-    except TypeError as error:
-        raise ConfigError(f"adapters: {config.type}: {error}") from None
+        options = {"norm": config.norm} | ({} if config.depth is None else {"depth": config.depth}) | options
+    return call_own(f"adapters: {config.type}", make, inputs, outputs, **options)  # type: ignore[no-any-return]
 
 
 __all__ = ["ADAPTERS", "ConvAdapter", "FusionAdapter", "Identity", "PyramidAdapter", "make_adapters"]

@@ -89,7 +89,8 @@ class _Fusion(nn.Module):
             self._placed(layer, pyramid[source.stride], size)
             for layer, source in zip(self.project, self.sources, strict=True)
         ]
-        return self.refine(self.context(self.mix(torch.stack(projected).sum(0))))
+        # Added one by one: a stack would leave channels_last, and slow all convolutions around it.
+        return self.refine(self.context(self.mix(sum(projected[1:], projected[0]))))
 
     @staticmethod
     def _placed(project: nn.Module, features: Tensor, size: tuple[int, int]) -> Tensor:
@@ -112,5 +113,5 @@ class _Context(nn.Module):
         pooled = [reduced]
         for _ in range(3):
             pooled.append(self.pool(pooled[-1]))
-        whole = reduced.mean((2, 3), keepdim=True).expand_as(reduced)
+        whole = torch.zeros_like(reduced) + reduced.mean((2, 3), keepdim=True)  # expanded, it would leave channels_last
         return self.join(torch.cat((*pooled, whole), 1))

@@ -6,6 +6,7 @@ Sources and definitions: each class's docstring in torchjd (https://torchjd.org)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torchjd import aggregation, scalarization
 
@@ -20,31 +21,39 @@ FAIRNESS = 1.0
 CAUTION = 0.4
 """CAGrad's c: the paper's value for most of its tables."""
 
-SCALARIZERS: dict[str, tuple[Callable[[int], scalarization.Scalarizer], bool]] = {
-    "fixed": (lambda count: scalarization.Sum(), False),
-    "uncertainty": (scalarization.UW, False),
-    "dwa": (lambda count: scalarization.DWA(temperature=2.0), False),
-    "famo": (scalarization.FAMO, True),
-    "imtl-l": (scalarization.IMTLL, False),
-    "random": (lambda count: scalarization.Random(), True),
-    "geometric-mean": (lambda count: scalarization.GeometricMean(), False),
-}
-"""Word -> from the number of tasks to a scalarizer; do its weights add up to one?"""
 
-AGGREGATORS: dict[str, tuple[Callable[[], aggregation.Aggregator], bool]] = {
-    "pcgrad": (aggregation.PCGrad, False),
-    "gradvac": (aggregation.GradVac, False),
-    "graddrop": (aggregation.GradDrop, False),
-    "config": (aggregation.ConFIG, False),
-    "fairgrad": (lambda: aggregation.FairGrad(FAIRNESS), False),
-    "upgrad": (aggregation.UPGrad, True),
-    "dualproj": (aggregation.DualProj, True),
-    "mgda": (aggregation.MGDA, True),
-    "imtl-g": (aggregation.IMTLG, True),
-    "aligned-mtl": (aggregation.AlignedMTL, True),
-    "cagrad": (lambda: aggregation.CAGrad(CAUTION), True),
+class Method(NamedTuple):
+    """Something of torchjd's."""
+
+    make: Callable[..., Any]  # a scalarizer, from the number of tasks; or an aggregator
+    averages: bool = False  # its weights add up to 1; they are multiplied by the tasks, so that lr keeps its meaning
+
+
+SCALARIZERS: dict[str, Method] = {
+    "fixed": Method(lambda count: scalarization.Sum()),
+    "uncertainty": Method(scalarization.UW),
+    "dwa": Method(lambda count: scalarization.DWA(temperature=2.0)),
+    "famo": Method(scalarization.FAMO, averages=True),
+    "imtl-l": Method(scalarization.IMTLL),
+    "random": Method(lambda count: scalarization.Random(), averages=True),
+    "geometric-mean": Method(lambda count: scalarization.GeometricMean()),
 }
-"""Word -> an aggregator; does it average (so that K times it compares to a sum)? Not NashMTL: it can not resume."""
+"""Weights of losses, by their values."""
+
+AGGREGATORS: dict[str, Method] = {
+    "pcgrad": Method(aggregation.PCGrad),
+    "gradvac": Method(aggregation.GradVac),
+    "graddrop": Method(aggregation.GradDrop),
+    "config": Method(aggregation.ConFIG),
+    "fairgrad": Method(lambda: aggregation.FairGrad(FAIRNESS)),
+    "upgrad": Method(aggregation.UPGrad, averages=True),
+    "dualproj": Method(aggregation.DualProj, averages=True),
+    "mgda": Method(aggregation.MGDA, averages=True),
+    "imtl-g": Method(aggregation.IMTLG, averages=True),
+    "aligned-mtl": Method(aggregation.AlignedMTL, averages=True),
+    "cagrad": Method(lambda: aggregation.CAGrad(CAUTION), averages=True),
+}
+"""One gradient on the shared features out of the tasks'. Not NashMTL: it can not resume."""
 
 
 def make_balancer(word: str, tasks: Sequence[str], weights: Mapping[str, float] | None = None) -> Balancer:
@@ -59,10 +68,10 @@ def make_balancer(word: str, tasks: Sequence[str], weights: Mapping[str, float] 
         return GradNorm(tasks, weights)
     try:
         if word in SCALARIZERS:
-            make_scalarizer, sums_to_one = SCALARIZERS[word]
-            return ScalarBalancer(make_scalarizer(count), tasks, weights, averages=sums_to_one)
-        make_aggregator, averages = AGGREGATORS[word]
-        return GradientBalancer(make_aggregator(), weights, averages=averages)
+            method = SCALARIZERS[word]
+            return ScalarBalancer(method.make(count), tasks, weights, averages=method.averages)
+        method = AGGREGATORS[word]
+        return GradientBalancer(method.make(), weights, averages=method.averages)
     except ImportError as error:
         raise ConfigError(f"balance: {word}: pip install 'mtyolo[balance]'; {error}") from None
 

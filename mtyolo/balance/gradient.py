@@ -40,12 +40,17 @@ class GradientBalancer:
         mtl_backward(scaled, features, shared_params=features, parallel_chunk_size=1, retain_graph=True)
         jacobians, pulling = _rows(features)
         if not pulling:
-            return dict.fromkeys(losses, 1.0)
+            return self._reported(dict.fromkeys(losses, 1.0))
         tasks = [list(losses)[number] for number in pulling]
         gradients, chosen = self._aggregated(features, jacobians, tasks, scale)
         torch.autograd.backward(features, [one.to(into.dtype) for one, into in zip(gradients, features, strict=True)])
         found = [math.nan] * len(tasks) if chosen is None else chosen.tolist()
-        return dict.fromkeys(losses, math.nan if chosen is None else 1.0) | dict(zip(tasks, found, strict=True))
+        others = math.nan if chosen is None else 1.0
+        return self._reported(dict.fromkeys(losses, others) | dict(zip(tasks, found, strict=True)))
+
+    def _reported(self, chosen: Mapping[str, float]) -> dict[str, float]:
+        """With the plan's own factors, as all balancers say it."""
+        return {task: weight * self.weights.get(task, 1.0) for task, weight in chosen.items()}
 
     def _aggregated(
         self, features: Sequence[Any], jacobians: Sequence[Tensor], tasks: Sequence[str], scale: float

@@ -124,6 +124,9 @@ def train(
         raise typer.BadParameter(
             "--batch auto measures the student, and the plan's assistants may be larger; say how many"
         )
+    if resume is not None:
+        for option in (option for option, value in (given | {"plan": plan}).items() if value is not None):
+            say(f"--{option.replace('_', '-')} has no effect beside --resume: the run goes on as it began")
     settings = _settings(config, given | {"batch": None} if automatic else given, no_augment)
 
     from accelerate.utils import set_seed
@@ -170,6 +173,9 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
     for option in ("lr", "optimizer"):
         if given[option] is not None and all(getattr(stage, option) is not None for stage in stages):
             say(f"--{option} has no effect: each stage of the plan {name} names its own; copy the plan to change it")
+    fixed = [stage.epochs for stage in stages if stage.epochs is not None]
+    if given.get("epochs") is not None and len(fixed) == len(stages):
+        say(f"--epochs has no effect: each stage of the plan {name} names its own, {sum(fixed)} in all")
 
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:

@@ -26,6 +26,9 @@ def val(
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = 0.6,
     device: options.Device = "auto",
     weights: options.Weights = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Take features from this store, at its image size, in place of images.")
+    ] = None,
     trust: options.Trust = False,
     strict: options.Strict = False,
     json: options.Json = None,
@@ -33,19 +36,31 @@ def val(
         Path | None, typer.Option(help="Write a picture of truth beside prediction, for a few images, to this file.")
     ] = None,
 ) -> None:
-    from mtyolo.api import open_model
+    from mtyolo.api import open_model, stored_batches
     from mtyolo.data.split import load_split
     from mtyolo.device import find_device
+    from mtyolo.errors import ConfigError
     from mtyolo.evaluation.validate import validate
 
     found = find_device(device)
-    opened = open_model(model, data=data, weights=weights, trust=trust)
+    if features is not None and pictures is not None:
+        raise ConfigError("--pictures shows what a model finds in images, and with --features it sees none")
+    opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
     if len(images.problems):
         say(images.problems.summary())
+    loader = None if features is None else stored_batches(opened, images, features, batch)
     with progress_bar("val") as progress:
         metrics = validate(
-            opened, images, size=imgsz, batch=batch, device=found, confidence=confidence, iou=iou, progress=progress
+            opened,
+            images,
+            size=imgsz,
+            batch=batch,
+            device=found,
+            confidence=confidence,
+            iou=iou,
+            loader=loader,
+            progress=progress,
         )
     if json is not None:
         write_json(metrics.as_dict() | {"per_class": metrics.per_class()}, json)

@@ -53,7 +53,8 @@ class AdaptersConfig(Strict):
 
     type: str = "conv"
     """identity, conv, pyramid, fusion, or package.module:Class."""
-    depth: Positive = 1
+    depth: Positive | None = None
+    """Convolutions in a row. Default: the type's own, 1 for conv, 2 for pyramid and fusion."""
     norm: Literal["batch", "group", "none"] = "batch"
     match_statistics: bool = False
     """Set the output's per-channel mean and variance to those of the replaced layer, over a few batches."""
@@ -120,6 +121,11 @@ class ModelConfig(Strict):
     """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
     names: dict[int, str] | None = None
     """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+
+    @property
+    def imports(self) -> bool:
+        """Does it name classes of a user's own, as package.module:Class?"""
+        return ":" in self.adapters.type or (self.extractor is not None and ":" in self.extractor.name)
 
     def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
         """The same where these classes have points, if any, beside those that had some before; with these sigmas."""

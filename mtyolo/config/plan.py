@@ -81,8 +81,8 @@ class Stages(Strict):
     """What a model is trained by."""
 
     balance: Literal[BALANCES] = "fixed"  # type: ignore[valid-type]
-    task_weights: dict[TASK, Factor] = {}
-    """What a task's loss is multiplied by before balancing. Default: 1."""
+    task_weights: dict[TASK, Annotated[float, Field(gt=0)]] = {}
+    """What a task's loss is multiplied by before balancing. Default: 1. A stage's `tasks` leave one out."""
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -23,10 +24,9 @@ def make_loader(
     shuffle: bool,
     workers: int,
     seed: int,
-    drop_last: bool = False,
 ) -> DataLoader[Batch]:
     """Batches of a data set. `dataset.set_epoch(e)` before each pass; the order depends only on (seed, e)."""
-    batches = EpochBatches(dataset, batch, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    batches = EpochBatches(dataset, batch, shuffle=shuffle, seed=seed)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # torch names the loader's type after samples, not batches
         batch_sampler=batches,
@@ -50,16 +50,14 @@ class EpochBatches(Sampler[list[Pick]]):
     number of batches stays the same.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool = False) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, *, shuffle: bool, seed: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.drop_last = drop_last
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Pick]]:
         epoch = self.dataset.epoch

@@ -5,6 +5,7 @@ Rows are [B, sum(A*H*W), values] logits, level by level, fine to coarse: 25,200 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from mtyolo.structures import KeypointOutputs, MaskOutputs
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.heatmaps import LABEL_SPREAD, divergence, place, windows
 from mtyolo.tasks.keypoint.loss import oks_distance
+from mtyolo.tasks.maps import joined_rows
 
 CONFIDENT = 0.25
 """Masks and keypoints are learned where the teacher's objectness times its best class is above this."""
@@ -41,14 +43,15 @@ def mask_divergence(student: MaskOutputs, teacher: MaskOutputs, picks: Picks, si
     size: height and width of the student's input. The teacher's logits are brought to the student's mask size.
     """
     total = student.prototypes.new_zeros((), dtype=torch.float32)
-    own, wanted = _rows(student.coefficients), _rows(teacher.coefficients)
+    own = _rows(student.coefficients)[picks.image, picks.row]
+    wanted = _rows(teacher.coefficients)[picks.image, picks.row]
     height, width = student.prototypes.shape[-2:]
     scale = picks.boxes_cxcywh.new_tensor([width / size[1], height / size[0]] * 2)
     inside, areas = _pixels_inside(cxcywh_to_xyxy(picks.boxes_cxcywh * scale), height, width)
     for image in picks.image.unique().tolist():
         mine = picks.image == image
-        found = _compose(own[image, picks.row[mine]], student.prototypes[image])
-        target = _compose(wanted[image, picks.row[mine]], teacher.prototypes[image])
+        found = _compose(own[mine], student.prototypes[image])
+        target = _compose(wanted[mine], teacher.prototypes[image])
         if target.shape[-2:] != found.shape[-2:]:
             target = F.interpolate(target[None], found.shape[-2:], mode="bilinear")[0]
         errors = (bernoulli_divergence(found, target) * inside[mine]).sum((1, 2)) / areas[mine]
@@ -99,19 +102,27 @@ def _by_belief(values: Tensor, picks: Picks) -> Tensor:
     return (picks.belief * values).sum() / picks.belief.sum().clamp(min=1.0)
 
 
-def confident(teacher: Tensor, place: Geometry) -> Picks:
-    """The rows of each image where the teacher sees an object. teacher: [B, R, 5 + classes] logits."""
-    belief = teacher[..., OBJECTNESS].sigmoid() * teacher[..., CLASSES].amax(-1).sigmoid()
+def confident(teacher: Sequence[Tensor], place: Geometry) -> Picks:
+    """The rows of each image where the teacher sees an object. teacher: [B, A, H, W, 5 + classes] logits a level."""
+    # Level by level: joined, all classes of all rows would be copied for one number a row.
+    objectness, classes = ([level[..., part] for level in teacher] for part in (OBJECTNESS, CLASSES))
+    best_class = [level.amax(-1) for level in classes]
+    belief = _flat(objectness).sigmoid() * _flat(best_class).sigmoid()
     best = belief.topk(min(CONFIDENT_ROWS, belief.shape[1]), dim=1)
     image, rank = (best.values > CONFIDENT).nonzero(as_tuple=True)
     row = best.indices[image, rank]
     here = Geometry(*(part[row] for part in place))
-    boxes = boxes_at(teacher[image, row, BOX], here)
+    boxes = boxes_at(_rows([level[..., BOX] for level in teacher])[image, row], here)
     return Picks(image, row, best.values[image, rank], boxes)
 
 
-def _rows(maps: list[Tensor]) -> Tensor:
-    return torch.cat([level.flatten(1, 3).float() for level in maps], 1)
+def _rows(maps: Sequence[Tensor]) -> Tensor:
+    return joined_rows(maps).float()
+
+
+def _flat(maps: Sequence[Tensor]) -> Tensor:
+    """[B, A, H, W] a level -> [B, R]."""
+    return torch.cat([level.float().flatten(1) for level in maps], 1)
 
 
 def _compose(coefficients: Tensor, prototypes: Tensor) -> Tensor:

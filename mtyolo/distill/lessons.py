@@ -14,7 +14,7 @@ from mtyolo.config.model import resolve_beside
 from mtyolo.distill.saved import SavedLessons, card_of, default_folder, is_saved, saved_channels, student_card
 from mtyolo.distill.teachers import Answer, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
-from mtyolo.model import Model
+from mtyolo.model import Model, pixels
 
 
 class Lessons(Protocol):
@@ -32,7 +32,7 @@ class LiveLessons:
         self.teacher = teacher
 
     def ask(self, images: Tensor) -> Answer:
-        return lambda: self.teacher.lesson(images.float().div_(255).contiguous(memory_format=torch.channels_last))
+        return lambda: self.teacher.lesson(pixels(images))
 
 
 class Opened:

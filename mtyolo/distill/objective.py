@@ -24,7 +24,6 @@ from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
-from mtyolo.tasks.maps import joined_rows
 
 BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
 """What a term needs from both models; all others need detect."""
@@ -56,8 +55,7 @@ class Exchange:
 
     @cached_property
     def picks(self) -> instance_terms.Picks:
-        rows = joined_rows([level.float() for level in self.teacher.detect])
-        return instance_terms.confident(rows, geometry(layout_of(self.model), self.size))
+        return instance_terms.confident(self.teacher.detect, geometry(layout_of(self.model), self.size))
 
     def masks(self) -> Tensor:
         assert self.student.segment is not None

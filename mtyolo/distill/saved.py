@@ -26,8 +26,9 @@ from torch import Tensor
 from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
+from mtyolo.files import replacing, write_whole
 from mtyolo.graph.families import FamilyModel
-from mtyolo.model import Model
+from mtyolo.model import Model, pixels
 from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 
 CARD = "teacher.json"
@@ -49,7 +50,7 @@ class SavedLessons:
         self.folder = folder
         self.teacher = teacher
         if teacher is not None and not (folder / CARD).exists():
-            _write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
+            write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
         _check(folder, card)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
@@ -85,12 +86,11 @@ class SavedLessons:
                 f"{self.folder}: has no outputs for one of the pictures ({paths[0].stem}); save outputs of these very "
                 "pictures: same size, and no random augmentation"
             )
-        tensors = _named(self.teacher.lesson(images.float() / 255))
+        tensors = _named(self.teacher.lesson(pixels(images)))
         for number, path in enumerate(paths):
             one = {name: tensor[number].half().cpu().movedim(0, 2).contiguous() for name, tensor in tensors.items()}
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(one, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                save_file(one, temporary)
 
 
 def _cores_are_busy(device: torch.device) -> bool:
@@ -201,10 +201,3 @@ def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
         int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
     }
     return Lesson(outputs, features)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from mtyolo.drawing.picture import LETTER_SIZE, Picture, Skeleton, annotated, resized_masks, scaled
 from mtyolo.errors import ConfigError, DataError
+from mtyolo.files import replacing
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.structures import Batch, Detections, Targets
 
@@ -64,13 +64,8 @@ def save_image(image: Picture, path: str | Path) -> Path:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: pictures need a known suffix, such as .jpg or .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with replacing(path) as unfinished:
         Image.fromarray(image).save(unfinished, format=kind)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
-from mtyolo.evaluation.validate import forward
-from mtyolo.model import Model, evaluating
+from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch
 from mtyolo.tasks.instances import instances
 

@@ -17,8 +17,8 @@ from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
-from mtyolo.model import Model, evaluating
-from mtyolo.structures import Batch, Outputs
+from mtyolo.model import Model, evaluating, forward
+from mtyolo.structures import Batch, Outputs, input_size
 from mtyolo.tasks.instances import image_instances
 from mtyolo.tasks.select import Selection, select
 
@@ -113,23 +113,6 @@ def _judge(task: str, model: Model, split: Split) -> Judge:
     return KeypointPrecision(split.names, split.sigmas, split.keypoint_classes)
 
 
-def forward(model: Model, batch: Batch) -> Outputs:
-    """A batch of pictures (uint8) or of stored features through the model."""
-    if batch.images is None:
-        return model(pyramid=batch.pyramid, size=input_size(batch))
-    images = batch.images.float().div_(255).contiguous(memory_format=torch.channels_last)
-    return model(images) if batch.pyramid is None else model(images, pyramid=batch.pyramid)
-
-
-def input_size(batch: Batch) -> tuple[int, int]:
-    """Height and width of the network input that the batch is, or that its features come from."""
-    if batch.images is not None:
-        return batch.images.shape[-2], batch.images.shape[-1]
-    assert batch.pyramid is not None
-    stride, level = next(iter(batch.pyramid.items()))
-    return level.shape[-2] * stride, level.shape[-1] * stride
-
-
 def _judge_image(
     judges: dict[str, Judge],
     record: ImageRecord,
@@ -140,7 +123,7 @@ def _judge_image(
     kept: Selection,
 ) -> None:
     """Tell the judges of one image of a batch. Its masks are encoded before those of the next image are made."""
-    place = (input_size(batch), batch.letterboxes[number], model.keypoint)
+    place = (input_size(batch.images, batch.pyramid), batch.letterboxes[number], model.keypoint)
     for task, judge in judges.items():
         if batch.targets.labelled[task][number]:
             chosen = _worth_judging(judge, kept)

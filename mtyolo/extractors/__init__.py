@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mtyolo.config.model import ExtractorConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import Extractor, GivenFeatures
+from mtyolo.extractors.pretrained import fill, read_tensors
 from mtyolo.extractors.timm import PREFIX, TimmExtractor
-from mtyolo.imported import import_class
+from mtyolo.imported import call_own, import_class
+from mtyolo.structures import Level
 
 Wanted = tuple[int, ...]
 
@@ -29,6 +32,9 @@ def _timm(config: ExtractorConfig, wanted: Wanted) -> Extractor:
         arguments=config.arguments,
     )
 
+
+TIMM_ALONE = ("strides", "normalisation")
+"""What a model file says to timm models, and not to your own classes."""
 
 EXTRACTORS: dict[str, Callable[..., Any]] = {"features": _given, "timm": _timm}
 """What the model file's extractor.name may say before a slash. Your own classes are called with `arguments`."""
@@ -49,19 +55,43 @@ def make_extractor(
     if kind in EXTRACTORS:
         return EXTRACTORS[kind](config, wanted)
     if kind in registry:
-        return _checked(config.name, registry[kind](**config.arguments))
+        return _own(config, registry[kind])
     if ":" in config.name:
-        return _checked(config.name, import_class(config.name, "extractor.name", trust)(**config.arguments))
-    known = [f"{PREFIX}<model>", "features", *(name for name in registry if name not in EXTRACTORS)]
+        return _own(config, import_class(config.name, "extractor.name", trust))
+    known = [f"{PREFIX}<model>", "features", "module:Class", *(name for name in registry if name not in EXTRACTORS)]
     hint = f"did you mean {PREFIX}{config.name}?" if "/" not in config.name else nearest(config.name, known)
-    raise ConfigError(f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)})")
+    raise ConfigError(
+        f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes by "
+        "name: mtyolo.load(…, extractors={name: class}))"
+    )
 
 
-def _checked(name: str, extractor: Any) -> Extractor:
-    levels = getattr(extractor, "levels", ())
+def _own(config: ExtractorConfig, make: Callable[..., Any]) -> Extractor:
+    """Your class, with the weights that the model file names, if it names some."""
+    unused = next((key for key in TIMM_ALONE if getattr(config, key) is not None), None)
+    if unused:
+        raise ConfigError(
+            f"extractor.{unused}: only timm models are told from here; {config.name} does it itself, "
+            "and what it must know goes under extractor.arguments"
+        )
+    extractor = call_own(f"extractor.arguments: {config.name}", make, **config.arguments)
+    extractor.levels = _levels(config.name, getattr(extractor, "levels", None))
+    if config.weights not in ("imagenet", "none"):
+        fill(extractor, read_tensors(Path(config.weights)), config.weights)
+    return extractor  # type: ignore[no-any-return]
+
+
+def _levels(name: str, levels: Any) -> tuple[Level, ...]:
+    remedy = "set self.levels = (mtyolo.Level(stride, channels), …)"
     if not levels:
-        raise ConfigError(f"extractor.name: {name} has no levels; set self.levels = (Level(stride, channels), …)")
-    return extractor
+        raise ConfigError(f"extractor.name: {name} has no levels; {remedy}")
+    try:
+        found = tuple(Level(*level) for level in levels)
+    except TypeError:
+        found = ()
+    if not found or not all(isinstance(number, int) and number > 0 for level in found for number in level):
+        raise ConfigError(f"extractor.name: {name}: its levels are {levels!r}; {remedy}")
+    return tuple(sorted(found))
 
 
 __all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor"]

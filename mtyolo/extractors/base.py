@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, DataError
+from mtyolo.extractors.checking import check_pyramid
 from mtyolo.structures import Level, Pyramid
 
 CACHED = 4
@@ -58,7 +59,16 @@ def features_of(extractor: nn.Module, images: Tensor) -> Pyramid:
         torch.is_grad_enabled() and any(parameter.requires_grad for parameter in extractor.parameters())
     )
     if trains or images.requires_grad or images.device.type != "cpu" or len(images) <= CACHED:
-        features: Pyramid = extractor(images)
-        return features
-    parts = [extractor(some) for some in images.split(CACHED)]
+        return _checked(extractor, images)
+    parts = [_checked(extractor, some) for some in images.split(CACHED)]
     return {stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]}
+
+
+def _checked(extractor: nn.Module, images: Tensor) -> Pyramid:
+    features: Pyramid = extractor(images)
+    try:
+        check_pyramid(features, getattr(extractor, "levels", ()), (images.shape[-2], images.shape[-1]))
+    except DataError as error:
+        name = type(extractor).__name__
+        raise ConfigError(f"extractor {name}: gives other features than its levels say: {error}") from None
+    return features

@@ -18,8 +18,6 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 }
 CODES = 255
 """An int8 value is low + code * step, with codes 0 to 255 over the channel's range in this image."""
-RANGE_BYTES = 8
-"""low and step, fp32, for each channel of an image stored as int8."""
 
 
 def encode(pyramid: Pyramid, dtype: Dtype) -> Stored:

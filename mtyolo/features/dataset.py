@@ -135,14 +135,13 @@ def make_store_loader(
     augment: AugmentConfig | None,
     shuffle: bool,
     seed: int,
-    drop_last: bool = False,
     targets: FeatureStore | None = None,
     pixels: bool = False,
 ) -> DataLoader[Batch]:
     """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
     more than copying them from a mapped file."""
     dataset = StoreDataset(store, split, augment, seed, targets, pixels)
-    batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
 
 

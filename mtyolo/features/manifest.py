@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mtyolo.config.model import Positive, Strict
 from mtyolo.errors import ConfigError, StoreError
+from mtyolo.files import write_whole
 from mtyolo.structures import Level
 
 MANIFEST = "manifest.json"
@@ -133,17 +133,3 @@ def write_manifest(directory: Path | str, manifest: Manifest) -> None:
     for left_over in Path(directory).glob(f".{MANIFEST}.*"):
         left_over.unlink(missing_ok=True)
     write_whole(Path(directory) / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write by way of a temporary name, so that the file is complete or absent, also when the power goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from mtyolo.features.codec import TORCH_DTYPES, decode_into
 from mtyolo.features.index import SplitIndex
 from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest
 from mtyolo.features.residency import Residency, Shelf
-from mtyolo.features.shards import REPAIR, Row, Stored, read_contents, shard_path
+from mtyolo.features.shards import REPAIR, Stored, read_contents, shard_path
 from mtyolo.structures import Level, Pyramid
 
 
@@ -66,10 +66,6 @@ class FeatureStore:
         return cls(Path(directory), read_manifest(directory), residency, torch.device(device))
 
     @property
-    def levels(self) -> tuple[Level, ...]:
-        return self.manifest.level_list
-
-    @property
     def cells(self) -> int:
         """Side of the coarsest level."""
         return self.manifest.size // max(self.manifest.levels)
@@ -111,17 +107,16 @@ class FeatureStore:
         split: str,
         pictures: Sequence[Sequence[Piece]],
         mirrored: Sequence[bool] | None = None,
-        dtype: torch.dtype = torch.float32,
     ) -> Pyramid:
         """A batch of pyramids, each put together from pieces of stored ones; what no piece covers is zero.
 
         mirrored: which of them to turn left to right at the end.
-        Returns stride -> [B, C, size/stride, size/stride] on the store's device.
+        Returns stride -> [B, C, size/stride, size/stride] float32 on the store's device.
         """
         index, shelf = self.index(split), self._shelves[split]
         pyramid: Pyramid = {}
         for stride in self.manifest.levels:
-            batch = self._empty(len(pictures), stride, dtype, shelf.device)
+            batch = self._empty(len(pictures), stride, shelf.device)
             for number, pieces in enumerate(pictures):
                 target = batch[number]
                 if not _covers(pieces, self.cells):
@@ -131,14 +126,13 @@ class FeatureStore:
                     self._copy(shelf[shard], place, piece, stride, target)
                 if mirrored is not None and mirrored[number]:
                     target.copy_(target.flip(-1))
-            pyramid[stride] = batch.to(self.device, non_blocking=True).to(dtype)
+            pyramid[stride] = batch.to(self.device, non_blocking=True).float()
         return pyramid
 
-    def _empty(self, images: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def _empty(self, images: int, stride: int, device: torch.device) -> Tensor:
         """A level of a batch to be filled. What has to cross to a GPU goes as it is stored, from pinned memory."""
         crosses = device != self.device
-        if crosses and self.manifest.dtype != "int8":
-            dtype = TORCH_DTYPES[self.manifest.dtype]
+        dtype = TORCH_DTYPES[self.manifest.dtype] if crosses and self.manifest.dtype != "int8" else torch.float32
         return torch.empty((images, *self.manifest.shape(stride)), dtype=dtype, device=device, pin_memory=crosses)
 
     def _copy(self, stored: Stored, place: int, piece: Piece, stride: int, target: Tensor) -> None:
@@ -150,9 +144,6 @@ class FeatureStore:
     def whole(self, row: int, view: int = 0) -> Piece:
         """All of one stored view, where it was."""
         return Piece(row, view, Window(0, 0, self.cells, self.cells), 0, 0)
-
-    def row(self, split: str, number: int) -> Row:
-        return self.index(split).rows[number]
 
     def _open(self, split: str) -> None:
         count = self.manifest.splits.get(split)
@@ -178,17 +169,3 @@ class FeatureStore:
 def _covers(pieces: Sequence[Piece], cells: int) -> bool:
     """Pieces never overlap, so their area tells whether they fill the input."""
     return sum(piece.source.height * piece.source.width for piece in pieces) == cells * cells
-
-
-def open_for(
-    model: Any,
-    directory: Path | str,
-    split: Split,
-    size: int,
-    residency: Residency = "auto",
-    device: torch.device | str = "cpu",
-) -> FeatureStore:
-    """Open a store and check that it belongs to a model, a split and a size. Raises StoreError."""
-    store = FeatureStore.open(directory, residency, device)
-    store.check(model, split, size)
-    return store

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtyolo.config.model import Positive, Strict
 from mtyolo.errors import StoreError
-from mtyolo.features.manifest import write_whole
+from mtyolo.files import write_whole
 
 METADATA_KEY = "mtyolo"
 NO_CHECKSUM = "0" * 64

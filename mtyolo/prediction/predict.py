@@ -39,6 +39,7 @@ def predict(
     batch: int = 1,
     problems: Problems | None = None,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> list[Result]:
     """What the model finds in each image, in the order of the sources.
 
@@ -46,8 +47,9 @@ def predict(
     list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride.
     confidence, iou, limit: least score, non-maximum suppression within a class, most detections of an image; the
     defaults are those of the official predict. device: the model is moved there; by default it stays.
-    problems: takes note of images that can not be read; by default they are logged. Masks of thousands of images fill
-    the memory: use `stream` for those. Raises DataError if there is nothing to read, or nothing can be read.
+    problems: takes note of images that can not be read; by default they are logged. trust: import
+    `package.module:Class` that the checkpoint names. Masks of thousands of images fill the memory: use `stream` for
+    those. Raises DataError if there is nothing to read, or nothing can be read.
     """
     return list(
         stream(
@@ -61,6 +63,7 @@ def predict(
             batch=batch,
             problems=problems,
             progress=progress,
+            trust=trust,
         )
     )
 
@@ -77,10 +80,11 @@ def stream(
     batch: int = 1,
     problems: Problems | None = None,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Iterator[Result]:
     """As `predict`, one result after the other: no more than a batch is in memory."""
     found = find_sources(sources)
-    model = model if isinstance(model, Model) else load(model)
+    model = model if isinstance(model, Model) else load(model, trust=trust)
     if device is not None:
         model.to(device)
     noted = Problems() if problems is None else problems

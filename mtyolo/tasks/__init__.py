@@ -35,7 +35,6 @@ class Step(NamedTuple):
 class Task:
     name: str
     branch: type[nn.Module]  # forward(fused, taken): what the neck gives, and what it took in
-    components: tuple[str, ...]
     loss: Callable[[Step], dict[str, Tensor]]
 
 
@@ -65,9 +64,9 @@ def _keypoint(step: Step) -> dict[str, Tensor]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("detect", DetectBranch, ("detect.box", "detect.objectness", "detect.class"), _detect),
-        Task("segment", SegmentBranch, ("segment.mask",), _segment),
-        Task("keypoint", KeypointBranch, ("keypoint.location", "keypoint.visibility", "keypoint.heatmap"), _keypoint),
+        Task("detect", DetectBranch, _detect),
+        Task("segment", SegmentBranch, _segment),
+        Task("keypoint", KeypointBranch, _keypoint),
     )
 }
 """In the order of a model's branches."""

@@ -25,7 +25,6 @@ def assign(
     strides: Sequence[int],
     shapes: Sequence[tuple[int, int]],
     targets: Targets,
-    threshold: float = MATCH_RATIO,
 ) -> Assignment:
     """Match objects to anchors by shape, and to the cell of their centre with its two nearest neighbours.
 
@@ -35,19 +34,19 @@ def assign(
     """
     return Assignment(
         [
-            _match_level(level / stride, shape, targets, threshold)
+            _match_level(level / stride, shape, targets)
             for level, stride, shape in zip(anchors, strides, shapes, strict=True)
         ]
     )
 
 
-def _match_level(anchors: Tensor, shape: tuple[int, int], targets: Targets, threshold: float) -> Matches:
+def _match_level(anchors: Tensor, shape: tuple[int, int], targets: Targets) -> Matches:
     """anchors: [A, 2] in cells."""
     height, width = shape
     cells = targets.boxes_cxcywh.new_tensor([width, height])
     centres, sizes = targets.boxes_cxcywh[:, :2] * cells, targets.boxes_cxcywh[:, 2:] * cells
     ratios = sizes / anchors[:, None]
-    fits = torch.maximum(ratios, 1 / ratios).amax(-1) < threshold
+    fits = torch.maximum(ratios, 1 / ratios).amax(-1) < MATCH_RATIO
     anchor, chosen = fits.nonzero(as_tuple=True)
     step, pair = _takes(centres[chosen], cells).nonzero(as_tuple=True)
     anchor, chosen = anchor[pair], chosen[pair]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -30,19 +29,16 @@ def select(
     iou: float = 0.45,
     limit: int = 300,
     multi_label: bool = False,
-    agnostic: bool = False,
 ) -> list[Selection]:
     """Keep, of boxes of one class that overlap by more than `iou`, the best.
 
     decoded: [B, R, 5 + classes]. limit: boxes an image. multi_label: a row may give several boxes, one for each class
-    above `confidence`; else its best class only. agnostic: boxes suppress each other across classes.
+    above `confidence`; else its best class only.
     """
-    return [_select_one(rows, confidence, iou, limit, multi_label, agnostic) for rows in decoded]
+    return [_select_one(rows, confidence, iou, limit, multi_label) for rows in decoded]
 
 
-def _select_one(
-    decoded: Tensor, confidence: float, iou: float, limit: int, multi_label: bool, agnostic: bool
-) -> Selection:
+def _select_one(decoded: Tensor, confidence: float, iou: float, limit: int, multi_label: bool) -> Selection:
     objectness = decoded[:, OBJECTNESS]
     # Objectness bounds the score: most rows leave here, before anything is computed on their classes.
     rows = (objectness > confidence).nonzero().flatten()
@@ -59,5 +55,5 @@ def _select_one(
         top = scores.topk(CANDIDATES).indices
         rows, scores, classes = rows[top], scores[top], classes[top]
     boxes = cxcywh_to_xyxy(decoded[rows, :4])
-    kept = batched_nms(boxes, scores, torch.zeros_like(classes) if agnostic else classes, iou)[:limit]
+    kept = batched_nms(boxes, scores, classes, iou)[:limit]
     return Selection(rows[kept], boxes[kept], scores[kept], classes[kept])

@@ -17,10 +17,10 @@ from mtyolo.distill.features import relative_error
 from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import features_of
-from mtyolo.model import Model
+from mtyolo.model import Model, pixels
 from mtyolo.original_layers import alignment_teacher
-from mtyolo.structures import Batch, Pyramid
-from mtyolo.training.objectives import Losses, TasksObjective, pixels
+from mtyolo.structures import Batch, Pyramid, input_size
+from mtyolo.training.objectives import Losses, TasksObjective
 
 ALIGN = "align"
 """The name that a balancer and the results know."""
@@ -84,7 +84,7 @@ class Through(NamedTuple):
 class AlignedTasksObjective:
     """The tasks' losses, and beside them the alignment, on one forward pass.
 
-    Few labels say little of what the adapters have learned from many views; what they replace goes on saying it.
+    A few labels would undo what many unlabelled views taught the adapters, so the alignment loss stays on.
     """
 
     def __init__(self, tasks: TasksObjective, align: AlignObjective, weight: float) -> None:
@@ -111,14 +111,6 @@ def seen_by_both(model: Model, teacher: nn.Module | None, batch: Batch) -> tuple
     images = pixels(batch.images)
     pyramid = batch.pyramid if batch.pyramid is not None else features_of(model.extractor, images)
     return images, pyramid, teacher(images)
-
-
-def input_size(images: Tensor | None, pyramid: Pyramid) -> tuple[int, int]:
-    """Height and width of the network input."""
-    if images is not None:
-        return images.shape[-2], images.shape[-1]
-    stride, features = next(iter(pyramid.items()))
-    return features.shape[-2] * stride, features.shape[-1] * stride
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ class Assistants:
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
             except Interrupted as interrupted:
-                raise Interrupted(self.state.run.out, interrupted.signal_number) from None
+                out, imports = self.state.run.out, self.state.model.config.imports
+                raise Interrupted(out, interrupted.signal_number, imports=imports) from None
         return from_first(lambda: str(Run(out).best.absolute()))
 
     def _model(self, assistant: AssistantConfig) -> Model:

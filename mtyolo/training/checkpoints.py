@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import warnings
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from mtyolo.errors import CheckpointError
+from mtyolo.files import replacing
 
 FORMAT = "mtyolo-run/1"
 STATE = "state.pt"
@@ -32,16 +32,9 @@ class Position:
 
 
 def save_state(path: Path, content: dict[str, Any]) -> None:
-    """Write to a temporary name, flush to the disk, rename: at any moment the file is whole, old or new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT} | content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """At any moment the file is whole, old or new."""
+    with replacing(path) as temporary:
+        torch.save({"format": FORMAT} | content, temporary)
 
 
 def read_state(path: Path | str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from mtyolo.data.records import Split
 from mtyolo.distill.objective import Course, Distiller, make_distiller
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
-from mtyolo.model import Model
+from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
-from mtyolo.training.objectives import Losses, TasksObjective, forward, shared_features
+from mtyolo.training.objectives import Losses, TasksObjective, shared_features
 from mtyolo.training.stages import Stage
 from mtyolo.training.stored import validation_batches
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from mtyolo.errors import DataError
 from mtyolo.structures import Batch
 
 
@@ -82,4 +83,15 @@ class StageLoader:
         for view in range(passes, self.views):
             self.dataset.set_epoch(number * self.views + view)
             self.portion.skip = rest if view == passes else 0
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[Batch]:
+        try:
             yield from self.loader
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):  # torch has no error of its own for that
+                raise
+            raise DataError(
+                "a process that reads images was killed, most likely for want of memory: use fewer --workers or a "
+                "smaller --batch, or go on with --resume"
+            ) from None

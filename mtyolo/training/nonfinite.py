@@ -39,8 +39,11 @@ class NonFiniteGuard:
             torch._foreach_copy_(self.kept, self.statistics)
 
     @torch.no_grad()
-    def skip(self, batch: Batch, values: dict[str, Tensor]) -> None:
-        """Undo the batch's traces and name it. Raises MtyoloError after MOST_IN_A_ROW in a row."""
+    def skip(self, batch: Batch, values: dict[str, Tensor], *, elsewhere: bool = False) -> None:
+        """Undo the batch's traces and name it. elsewhere: it is another process whose batch is bad, and names it.
+
+        Raises MtyoloError after MOST_IN_A_ROW in a row.
+        """
         for kept, buffer in zip(self.kept, self.statistics, strict=True):
             buffer.copy_(kept)
         self.skipped += 1
@@ -48,7 +51,8 @@ class NonFiniteGuard:
         paths = [str(self.records[index].path) for index in batch.indices.tolist()]
         named = ", ".join(paths[:PATHS_NAMED]) + (f" and {len(paths) - PATHS_NAMED} more" * (len(paths) > PATHS_NAMED))
         bad = ", ".join(f"{name} is {float(value)}" for name, value in values.items() if not value.isfinite())
-        logger.warning("%s: skipped the batch of %s", bad or "a gradient is not finite", named)
+        if not elsewhere:
+            logger.warning("%s: skipped the batch of %s", bad or "a gradient is not finite", named)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise MtyoloError(
                 f"{bad or 'gradients are not finite'} for {self.in_a_row} batches in a row, the last of {named}: "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.config.training import LossGains
-from mtyolo.model import Model
+from mtyolo.model import Model, forward
 from mtyolo.structures import Batch, Outputs
 from mtyolo.tasks import compute_losses, official_gains
 from mtyolo.training.processes import any_process
@@ -71,13 +71,3 @@ class TasksObjective:
 def shared_features(outputs: Outputs) -> list[Tensor]:
     """What all branches saw, independent of each other: there balancers look at the tasks' gradients."""
     return [*outputs.fused.values(), *(outputs.taken or {}).values()]
-
-
-def forward(model: Model, batch: Batch) -> Outputs:
-    """A batch of pictures, of stored features, or of both through the model."""
-    return model(None if batch.images is None else pixels(batch.images), pyramid=batch.pyramid)
-
-
-def pixels(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] -> floats in 0..1 in channels-last memory."""
-    return images.float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -58,7 +58,10 @@ def rate_factor(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 def clip_gradients(parameters: list[nn.Parameter], config: TrainConfig) -> torch.Tensor:
-    """Clip by value, then by norm, as the configuration says. Returns the norm before clipping."""
+    """Clip by value, then by norm, as the configuration says. Returns the norm: not finite where a gradient was not."""
     if config.clip_value is not None:
+        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        if not norm.isfinite():
+            return norm  # clamped, infinity would look like any large gradient
         nn.utils.clip_grad_value_(parameters, config.clip_value)
     return nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,9 @@ from mtyolo.device import find_device
 from mtyolo.errors import ConfigError
 
 Value = TypeVar("Value")
+
+LONGEST_WAIT = timedelta(hours=24)
+"""The others wait while the first process validates, and torch would give up after ten minutes on GPUs."""
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -58,7 +62,8 @@ def own_device(word: str) -> torch.device:
         torch.cuda.set_device(device.index or 0)
     if processes() == 1:
         PartialState._reset_state()
-    state = PartialState(cpu=device.type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    cpu = device.type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     if state.device.type == "cuda" and state.device.index is not None:
         torch.cuda.set_device(state.device)
     return state.device
@@ -113,10 +118,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """
     if processes() == 1:
         return
-    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    there = any_process([one.grad is not None for one in parameters], parameters[0].device)
+    # What no process has a gradient for stays without one, as in a single process: a zero would decay and drift.
+    found = [one for one, somewhere in zip(parameters, there, strict=True) if somewhere]
+    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).reshape(-1) for one in found])
     distributed.all_reduce(flat)
-    for parameter, values in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
+    for parameter, values in zip(found, flat.split([one.numel() for one in found]), strict=True):
         parameter.grad = values.view_as(parameter)
 
 

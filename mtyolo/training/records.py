@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from mtyolo.files import replacing, write_whole
 
 Row = dict[str, float | int | str | None]
 """One epoch: "epoch", "stage", "loss/…", "weight/…", "detect/AP", …"""
@@ -44,9 +45,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.getvalue().encode())
 
 
 def plot_results(rows: Sequence[Row], path: Path) -> None:
@@ -75,9 +74,8 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
             axes.text(epoch, 1.0, f" {stage}", transform=axes.get_xaxis_transform(), va="top", fontsize=8, color="0.4")
         axes.set(title=title, xlabel="epoch")
         axes.legend(fontsize=8)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

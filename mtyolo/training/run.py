@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
 RUNS = Path("runs")
+LOCK = ".lock"
 UNFINISHED = re.compile(r"\.(.+\.)?\d+(\.\w+)*")
 """Names of files that are still being written."""
 PLOT_SECONDS = 20.0
@@ -32,7 +36,6 @@ class Run:
     out: Path
     results: list[Row] = field(default_factory=list)
     best_fitness: float = -math.inf
-    best_epoch: int = 0
     plotted_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -62,7 +65,7 @@ class Run:
         save_weights(model, self.last, tensors=tensors)
         fitness = row.get("fitness")
         if isinstance(fitness, float) and fitness > self.best_fitness:
-            self.best_fitness, self.best_epoch = fitness, int(row["epoch"] or 0)
+            self.best_fitness = fitness
             save_weights(model, self.out / "best.safetensors", tensors=tensors)
 
     def is_stale(self, stage: Stage, patience: int | None) -> bool:
@@ -77,7 +80,6 @@ class Run:
         return {
             "results": self.results,
             "best_fitness": self.best_fitness,
-            "best_epoch": self.best_epoch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -92,15 +94,33 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """Keeps other trainings out of a run's folder. The lock goes with the process, however that ends; those that it
+    has started to read images do not inherit it. What a killed one left half-written goes, too.
+
+    Raises ConfigError where another one is at work there.
+    """
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # systems differ
+            raise ConfigError(
+                f"{folder}: another process is training there; wait for it, or name another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        remove_unfinished(folder)
+        yield folder
+
+
 def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:
     """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there.
 
     Raises ConfigError where a new run would write over one that is there.
     """
     if resume is not None:
-        folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-        remove_unfinished(folder)
-        return folder
+        return Path(resume) if Path(resume).is_dir() else Path(resume).parent
     if out is None:
         numbers = (RUNS / f"train{number if number > 1 else ''}" for number in range(1, 10**6))
         out = next(path for path in numbers if not path.exists())

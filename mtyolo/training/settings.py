@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +12,15 @@ from typing import Any
 
 from mtyolo.assembly import resolve
 from mtyolo.config.data import DataConfig
+from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import ConfigError, MtyoloError
+from mtyolo.errors import CheckpointError, ConfigError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.training.splits import Data
 from mtyolo.training.stopping import Interrupted
+
+logger = logging.getLogger(__name__)
 
 PROTECTIVE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "all-at-once"
 """Without a plan: a detector with official weights is protected, one without has nothing to lose."""
@@ -31,6 +36,21 @@ class Settings:
     data_path: str | None
     data_json: str | None
     features: str | None
+
+    @classmethod
+    def of_run(cls, saved: Mapping[str, Any], path: Path | str) -> Settings:
+        """Those that a run was started with. Raises CheckpointError where this version can not read them."""
+        try:
+            settings = cls(**saved["settings"])
+            settings.parsed()
+            ModelConfig.model_validate_json(settings.model)
+        except (KeyError, TypeError, ValueError) as error:  # pydantic's are ValueErrors
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path}: was written by another version of mtyolo: {reason}") from None
+        return settings
+
+    def parsed(self) -> tuple[TrainConfig, PlanConfig]:
+        return TrainConfig.model_validate_json(self.config), PlanConfig.model_validate_json(self.plan)
 
     def opened_data(self) -> Data:
         return self.data_path if self.data_path is not None else DataConfig.model_validate_json(self.data_json or "")
@@ -48,14 +68,23 @@ def settle(
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     inline = isinstance(data, DataConfig)
+    fitted = with_fitting_size(config or TrainConfig(), model.largest_stride)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
-        config=(config or TrainConfig()).model_dump_json(),
+        config=fitted.model_dump_json(),
         data_path=None if inline else str(Path(str(data)).absolute()),
         data_json=data.model_dump_json() if isinstance(data, DataConfig) else None,
         features=None if features is None else str(Path(features).absolute()),
     )
+
+
+def with_fitting_size(config: TrainConfig, stride: int) -> TrainConfig:
+    """The same with an image size that the network divides into cells, as validation and extraction take it."""
+    size = math.ceil(config.imgsz / stride) * stride
+    if size != config.imgsz:
+        logger.warning("imgsz: %d becomes %d, a multiple of the largest stride, %d", config.imgsz, size, stride)
+    return config.model_copy(update={"imgsz": size})
 
 
 def default_plan(model: Model) -> str:

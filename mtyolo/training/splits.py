@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtyolo.config.data import DataConfig
@@ -26,6 +27,13 @@ def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
         if split is not None:
             _check(split, model)
     return splits
+
+
+def say_problems(splits: Sequence[Split | None], say: Callable[[str], None]) -> None:
+    """Which images and labels can not be used, and why."""
+    for split in splits:
+        if split is not None and len(split.problems):
+            say(f"{split.name}: {split.problems.summary()}")
 
 
 def _check(split: Split, model: Model) -> None:

@@ -49,18 +49,21 @@ class Stage:
         )
 
 
-def plan_stages(plan: PlanConfig, config: TrainConfig, model: Model) -> list[Stage]:
-    """Stages with their epochs and parts. Raises ConfigError for a part that no model has, or that trains nothing."""
+def plan_stages(
+    plan: PlanConfig, config: TrainConfig, model: Model, labelled: Sequence[str] | None = None
+) -> list[Stage]:
+    """Stages with their epochs and parts. labelled: tasks that the training data has labels for; None where it is not
+    known. Raises ConfigError for a part that no model has, or for a stage that trains nothing."""
     stages: list[Stage] = []
     for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
         trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
-        frozen = tuple(_prefixes(model, [*stage.freeze, *_without_lessons(model, stage)]))
+        frozen = tuple(_prefixes(model, [*stage.freeze, *_without_lessons(model, stage, labelled)]))
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
             raise ConfigError(
                 f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}, or all of it is "
-                "frozen, or belongs to tasks that do not count"
+                "frozen, or belongs to tasks that do not count or have no labels"
             )
         stages.append(resolved)
     return stages
@@ -120,11 +123,14 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
     return scales
 
 
-def _without_lessons(model: Model, stage: StageConfig) -> list[str]:
-    """Branches of tasks that do not count: nothing would tell them where to go when their norms drift."""
-    if stage.tasks is None or stage.distill is not None:  # teachers may teach what labels do not
+def _without_lessons(model: Model, stage: StageConfig, labelled: Sequence[str] | None) -> list[str]:
+    """Branches without a loss in this stage: frozen, or their norms would drift with nothing to correct the weights."""
+    if stage.distill is not None:  # teachers may teach what labels do not
         return []
-    return [task for task in model.tasks if task not in stage.tasks]
+    wanted = stage.tasks or model.tasks
+    taught = [task for task in wanted if stage.objective != "tasks" or labelled is None or task in labelled]
+    # Where none is, the stage says so itself, later and better.
+    return [task for task in model.tasks if task not in (taught or wanted)]
 
 
 def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from mtyolo.errors import MtyoloError
 class Interrupted(MtyoloError):
     """A run that was asked to stop, and did. `exit_code`: 128 + the signal's number, as shells expect."""
 
-    def __init__(self, out: Path, signal_number: int | None) -> None:
+    def __init__(self, out: Path, signal_number: int | None, *, imports: bool = False) -> None:
+        """imports: the run's model names classes to be imported."""
         number = signal.SIGTERM if signal_number is None else signal.Signals(signal_number)
-        super().__init__(f"{number.name}: saved; go on with: mtyolo train --resume {out}")
+        command = shlex.join(["mtyolo", "train", "--resume", str(out), *(["--trust"] if imports else [])])
+        super().__init__(f"{number.name}: saved; go on with: {command}")
         self.signal_number = signal_number
         self.exit_code = 128 + number
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.records import Split
+from mtyolo.data.records import Split, pictures_only
 from mtyolo.errors import ConfigError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.augment import feature_augment
@@ -90,7 +90,7 @@ def matching_batches(store: FeatureStore, model: Model, split: Split, config: Tr
 
 
 def validation_batches(store: FeatureStore, split: Split, batch: int) -> DataLoader[Batch]:
-    return make_store_loader(store, split, batch, augment=None, shuffle=False, seed=0)
+    return make_store_loader(store, pictures_only(split), batch, augment=None, shuffle=False, seed=0)
 
 
 def takes_images(model: Model) -> bool:

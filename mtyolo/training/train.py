@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
-from mtyolo.training.checkpoints import read_state
+from mtyolo.training.checkpoints import random_states, read_state, set_random_states
 from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge
 from mtyolo.training.objectives import Losses
@@ -37,9 +38,9 @@ from mtyolo.training.processes import (
     sum_gradients,
 )
 from mtyolo.training.progress import Display
-from mtyolo.training.run import Run, run_folder
+from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.splits import Data, open_splits
+from mtyolo.training.splits import Data, open_splits, say_problems
 from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import Interrupted, stop_on_signals
@@ -95,28 +96,35 @@ def train_in_group(
     """The same among processes that stay together. followed: by another training, as an assistant's is by the
     student's; then a signal interrupts at the end, too."""
     saved = read_state(resume) if resume is not None else None
-    settings = Settings(**saved["settings"]) if saved else settle(model, data, plan, config, features)
-    config, plan = TrainConfig.model_validate_json(settings.config), PlanConfig.model_validate_json(settings.plan)
+    settings = Settings.of_run(saved, str(resume)) if saved else settle(model, data, plan, config, features)
+    config, plan = settings.parsed()
     if model is None:
         model = saved_model(settings, saved, trust=trust)
-    splits = open_splits(data or settings.opened_data(), model)
-    stages = plan_stages(plan, config, model)
+    opened = data or settings.opened_data()
+    splits = open_splits(opened, model)
+    labelled = splits[0].tasks
+    stages = plan_stages(plan, config, model, labelled)
     device = own_device(config.device)
-    folder, shown = from_first(lambda: run_folder(out, resume)), progress and is_first()
-    state = make_state(model, settings, folder, device, saved)
-    store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
-    if plan.assistants:
-        opened = data or settings.opened_data()
-        own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
-        assistants = Assistants(state, splits[0].points, config, own, Display(shown, 0).say, trust)
-        plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
-        stages = plan_stages(plan, config, model)
-    accelerator = make_accelerator(config, folder)
-    with stop_on_signals() as stop, Display(shown, stages[-1].first_epoch + stages[-1].epochs) as display:
+    with ExitStack() as held:
+        folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
+        shown = progress and is_first()
+        state = make_state(model, settings, folder, device, saved)
+        store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
+        say = Display(shown, 0).say
+        if not followed:
+            say_problems(splits, say)
+        if plan.assistants:
+            own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
+            assistants = Assistants(state, splits[0].points, config, own, say, trust)
+            plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
+            stages = plan_stages(plan, config, model, labelled)
+        accelerator = make_accelerator(config, folder)
+        stop = held.enter_context(stop_on_signals())
+        display = held.enter_context(Display(shown, stages[-1].first_epoch + stages[-1].epochs))
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:
-            raise Interrupted(folder, stop.signal_number)
+            raise Interrupted(folder, stop.signal_number, imports=model.config.imports)
     return state.run
 
 
@@ -148,20 +156,12 @@ def make_state(
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
     """The whole of training, from the state's position to the end of the last stage."""
     if saved is None:
+        try_stages(state, stages, tools)
         begin_run(state, stages, tools)
     else:
         tools.display.say(what_is_left(state.position, stages))
     for stage in stages[state.position.stage :]:
-        freeze(state.model, stage)
-        work = make_work(
-            stage,
-            state.model,
-            tools.split,
-            plan=tools.plan,
-            config=tools.config,
-            store=tools.store,
-            accelerator=tools.accelerator,
-        )
+        work = work_of(stage, state, tools)
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
@@ -175,6 +175,28 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         state.run.plot()
     for tracker in tools.accelerator.trackers:
         tracker.finish()
+
+
+def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:
+    """A stage's, with the model as the stage freezes it."""
+    freeze(state.model, stage)
+    return make_work(
+        stage,
+        state.model,
+        tools.split,
+        plan=tools.plan,
+        config=tools.config,
+        store=tools.store,
+        accelerator=tools.accelerator,
+    )
+
+
+def try_stages(state: RunState, stages: list[Stage], tools: Tools) -> None:
+    """Make all that each stage needs and forget it: what is wrong with the last is said before the first is trained."""
+    random = random_states()
+    for stage in stages:
+        work_of(stage, state, tools)
+    set_random_states(random)
 
 
 def ends_early(state: RunState, stage: Stage, tools: Tools) -> bool:
@@ -202,7 +224,7 @@ def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
             saved_at = time.monotonic()
             if stopping:
                 tools.accelerator.wait_for_everyone()  # a launcher ends all processes with the first
-                raise Interrupted(state.run.out, tools.stop.signal_number)
+                raise Interrupted(state.run.out, tools.stop.signal_number, imports=state.model.config.imports)
 
 
 def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> bool:
@@ -213,7 +235,7 @@ def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) 
     finite = bool(sum(losses.tasks.values(), torch.zeros(())).isfinite())
     bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator.device)
     if bad:
-        work.guard.skip(batch, losses.tasks)
+        work.guard.skip(batch, losses.tasks, elsewhere=finite)
     else:
         state.means.add(losses.tasks | losses.components, prefix="loss/")
         state.means.add(backward(work, losses, len(batch.indices), tools), prefix="weight/")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch.nn.functional import avg_pool2d, max_pool2d, silu
 
 from mtyolo.adapters import ADAPTERS, ConvAdapter, FusionAdapter, Identity, PyramidAdapter, make_adapters
 from mtyolo.adapters.blocks import ChannelAffine, nearest_level, resampled
+from mtyolo.assembly import build
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.model import AdaptersConfig
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Level, Pyramid
@@ -226,3 +230,38 @@ def test_a_class_named_by_its_import_path_needs_trust() -> None:
 def test_wrong_adapters_are_named(config: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make_adapters(AdaptersConfig.model_validate(config), NECK, NECK)
+
+
+@pytest.mark.parametrize("kind", ["conv", "pyramid", "fusion"])
+@pytest.mark.parametrize("depth", [None, 1, 3])
+def test_a_model_is_the_same_again_from_its_weights(kind: str, depth: int | None, tmp_path: Path) -> None:
+    config = {
+        "extractor": {"name": "features", "levels": {8: 8, 16: 8}},
+        "adapters": {"type": kind} | ({} if depth is None else {"depth": depth}),
+        "detector": {"graph": "yolov5n.yaml"},
+    }
+    model = build(config)
+    again = load(save_weights(model, tmp_path / "weights.safetensors"))
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    # Earlier versions noted depth 1 where nobody had written one.
+    noted = model.config.adapters.model_copy(update={"depth": 1})
+    model.config = model.config.model_copy(update={"adapters": noted})
+    if kind != "conv":
+        load(save_weights(model, tmp_path / "earlier.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["conv", "pyramid", "fusion"])
+def test_what_comes_in_channels_last_stays_so(kind: str) -> None:
+    adapters = make_adapters(AdaptersConfig(type=kind), NECK, NECK).to(memory_format=torch.channels_last)
+    seen: list[bool] = []
+    for module in adapters.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, inputs, output: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    pyramid = {n: level.contiguous(memory_format=torch.channels_last) for n, level in features(NECK).items()}
+    adapters(pyramid, SIZE)
+    assert seen
+    assert all(seen)

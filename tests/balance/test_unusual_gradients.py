@@ -54,7 +54,7 @@ def test_losses_that_all_leave_the_shared_features_alone_are_their_own_step() ->
     assert [other.grad for other in others] == [torch.tensor([2.0])] * 2
 
 
-AVERAGING = sorted(word for word, (_, averages) in AGGREGATORS.items() if averages)
+AVERAGING = sorted(word for word, method in AGGREGATORS.items() if method.averages)
 
 
 @pytest.mark.parametrize("word", AVERAGING)
@@ -105,3 +105,13 @@ def test_gradvac_remembers_each_set_of_tasks_and_resumes() -> None:
         answers.append(step(balancer, opposed))
     assert answers[0] == answers[1] == answers[2]
     assert answers[3] != answers[0], "what was remembered matters"
+
+
+def test_weights_are_said_with_the_plans_own_factors_however_many_tasks_meet() -> None:
+    trunk = torch.zeros(2, requires_grad=True)
+    features = trunk * 1.0
+    losses = {name: torch.tensor(row) @ features + 1 for name, row in zip("ab", AGREEING, strict=True)}
+    balancer = make_balancer("pcgrad", ("a", "b"), {"b": 0.5})
+    together = balancer.backward(losses, [features], 1.0)
+    alone = balancer.backward({"b": torch.tensor(AGREEING[1]) @ (trunk * 1.0) + 1}, [features], 1.0)
+    assert together["b"] == alone["b"] == 0.5

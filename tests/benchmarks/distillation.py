@@ -37,12 +37,11 @@ from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.evaluation.precision import BoxPrecision
-from mtyolo.evaluation.validate import forward
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.writer import extract
-from mtyolo.model import Model, evaluating
+from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch
 from mtyolo.tasks.detect.branch import BOX_VALUES
 from mtyolo.tasks.instances import image_instances

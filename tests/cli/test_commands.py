@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import mtyolo
 from mtyolo.assembly import build
 from mtyolo.cli.main import main
 from mtyolo.cli.train import freezing_plan, say_without_effect
+from mtyolo.training.stopping import Interrupted
 
 SMALL = ["--imgsz", "64", "--device", "cpu"]
 
@@ -114,6 +117,73 @@ def test_options_that_every_stage_overrules_are_named(capsys: pytest.CaptureFixt
     assert "--lr has no effect: each stage of the plan freeze-then-unfreeze names its own" in capsys.readouterr().err
     say_without_effect({"lr": 0.1, "optimizer": "sgd"}, "one-task-then-joint", None)
     assert capsys.readouterr().err == ""
+
+
+def test_epochs_that_every_stage_overrules_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("stages:\n- {name: a, epochs: 1}\n- {name: b, epochs: 2}\n")
+    given = {"lr": None, "optimizer": None, "epochs": 9}
+    say_without_effect(given, str(plan), None)
+    assert "--epochs has no effect: each stage of the plan" in (said := capsys.readouterr().err)
+    assert "3 in all" in said
+    plan.write_text("stages:\n- {name: a, epochs: 1}\n- {name: b}\n")
+    say_without_effect(given, str(plan), None)
+    assert capsys.readouterr().err == ""
+
+
+OWN = """
+from torch.nn import functional as F
+from mtyolo import Level
+from mtyolo.extractors import Extractor
+
+
+class Colours(Extractor):
+    def __init__(self):
+        super().__init__()
+        self.levels = tuple(Level(stride, 3) for stride in (8, 16, 32))
+
+    def forward(self, images):
+        return {level.stride: F.avg_pool2d(images, level.stride) for level in self.levels}
+"""
+
+OWN_MODEL = """
+extractor: {name: "colours_of_mine:Colours"}
+adapters: {type: fusion}
+detector: {graph: yolov5n.yaml}
+"""
+
+
+def test_an_extractor_of_ones_own_from_training_to_judging_its_stored_features(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class lies in the folder one stands in. `last` is opened again, resumed, and judged from a store as well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colours_of_mine.py").write_text(OWN)
+    (tmp_path / "own.yaml").write_text(OWN_MODEL)
+    common, last = ["--data", str(shapes), "--imgsz", "64"], "run/last.safetensors"
+    training = ["--epochs", "1", "--batch", "4", "--workers", "0", "--device", "cpu", "--val-every", "2"]
+    assert main(["train", "-m", "own.yaml", *common, *training, "--out", "run", "--trust"]) == 0
+    assert main(["train", "--resume", "run", "--trust", "--epochs", "5"]) == 0
+    assert "--epochs has no effect beside --resume" in capsys.readouterr().err
+    assert main(["extract", "-m", "own.yaml", *common, "--out", "store", "--dtype", "fp32", "--trust"]) == 0
+    found = []
+    for source in ([], ["--features", "store"]):
+        assert main(["val", "-m", last, *common, *source, "--trust", "--json", f"{len(source)}.json"]) == 0
+        found.append(json.loads((tmp_path / f"{len(source)}.json").read_text())["fitness"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert mtyolo.validate(last, shapes, features="store", trust=True).fitness == pytest.approx(found[0], abs=1e-6)
+    picture = str(next((shapes.parent / "images" / "val").iterdir()))
+    assert len(mtyolo.predict(last, picture, size=64, trust=True)) == 1
+    with pytest.raises(mtyolo.ConfigError, match="would import code"):
+        mtyolo.predict(last, picture, size=64)
+    assert main(["val", "-m", last, *common, "--features", "store", "--trust", "--pictures", "a.jpg"]) == 2
+    assert "with --features it sees none" in capsys.readouterr().err
+
+
+def test_the_command_to_go_on_with_can_be_copied(tmp_path: Path) -> None:
+    said = str(Interrupted(tmp_path / "my run", signal.SIGINT, imports=True))
+    assert said.endswith(f"go on with: mtyolo train --resume '{tmp_path}/my run' --trust")
+    assert "--trust" not in str(Interrupted(tmp_path, signal.SIGINT))
 
 
 def test_freeze_det_is_gentle_with_adapters_that_were_trained() -> None:

@@ -177,7 +177,13 @@ def test_confident_rows_are_those_above_a_quarter_with_their_decoded_boxes() -> 
     teacher[1, 135, 6] = 8.0
     teacher[1, 135, :4] = 0.0
     teacher[1, 20, 4], teacher[1, 20, 5] = 0.0, -2.0
-    found = confident(teacher, geometry(LAYOUT, SIZE))
+    levels, start = [], 0
+    for height, width in LAYOUT.shapes(SIZE):
+        count = len(LAYOUT.anchors[0]) * height * width
+        rows = teacher[:, start : start + count]
+        levels.append(rows.unflatten(1, (len(LAYOUT.anchors[0]), height, width)))
+        start += count
+    found = confident(levels, geometry(LAYOUT, SIZE))
     assert found.image.tolist() == [0, 1]
     assert found.row.tolist() == [9, 135]
     # Row 135: the second level (after 128 rows), first anchor, cell 7 of a 4 x 4 map: column 3, row 1.

@@ -16,7 +16,7 @@ from mtyolo.data.split import load_split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.features.dataset import make_store_loader
-from mtyolo.features.reader import FeatureStore, open_for
+from mtyolo.features.reader import FeatureStore
 from mtyolo.features.verify import verify
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "write_features.py"
@@ -45,7 +45,8 @@ def test_the_example_writes_a_store_that_verifies_and_loads(written: tuple[Path,
     directory, data = written
     split = load_split(data, "train")
     assert verify(directory, [split]) == []
-    store = open_for(GivenModel(), directory, split, 320)
+    store = FeatureStore.open(directory)
+    store.check(GivenModel(), split, 320)
     batch = next(iter(make_store_loader(store, split, 5, augment=None, shuffle=False, seed=0)))
     assert batch.pyramid is not None
     assert {stride: tuple(level.shape) for stride, level in batch.pyramid.items()} == {

@@ -22,7 +22,7 @@ from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions
-from mtyolo.features.reader import FeatureStore, open_for
+from mtyolo.features.reader import FeatureStore
 from mtyolo.features.residency import Residency
 from mtyolo.features.verify import info, verify
 from mtyolo.features.writer import extract
@@ -35,6 +35,10 @@ class OnTiny:
 
     def __init__(self, extractor: object) -> None:
         self.extractor = extractor
+
+
+def check(model: OnTiny, directory: Path, split: Split, size: int) -> None:
+    FeatureStore.open(directory).check(model, split, size)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -196,23 +200,23 @@ def test_a_shard_of_another_store_is_refused(make_store: MakeStore, split: Split
 
 def test_a_wrong_extractor_size_or_level_is_named(make_store: MakeStore, split: Split) -> None:
     directory = make_store().directory
-    open_for(OnTiny(TinyExtractor()), directory, split, SIZE)
+    check(OnTiny(TinyExtractor()), directory, split, SIZE)
     with pytest.raises(StoreError, match="weights seed 0, not seed 1"):
-        open_for(OnTiny(TinyExtractor(seed=1)), directory, split, SIZE)
+        check(OnTiny(TinyExtractor(seed=1)), directory, split, SIZE)
     with pytest.raises(StoreError, match="made at 64 px, the model asks for 128 px"):
-        open_for(OnTiny(TinyExtractor()), directory, split, 128)
+        check(OnTiny(TinyExtractor()), directory, split, 128)
     fewer = TinyExtractor()
     fewer.levels = TinyExtractor.levels[:2]
     with pytest.raises(StoreError, match=r"has levels .*32: 12.*the model's extractor has \{8: 6, 16: 8\}"):
-        open_for(OnTiny(fewer), directory, split, SIZE)
+        check(OnTiny(fewer), directory, split, SIZE)
     other = TinyExtractor()
     other.identity["name"] = "resnet18"
     with pytest.raises(StoreError, match="made with the extractor tiny, not resnet18"):
-        open_for(OnTiny(other), directory, split, SIZE)
+        check(OnTiny(other), directory, split, SIZE)
     with pytest.raises(StoreError, match="no extractor"):
-        open_for(OnTiny(None), directory, split, SIZE)
+        check(OnTiny(None), directory, split, SIZE)
     with pytest.raises(StoreError, match="has no split val, only train"):
-        open_for(OnTiny(TinyExtractor()), directory, Split("val", split.records, split.names, split.problems), SIZE)
+        check(OnTiny(TinyExtractor()), directory, Split("val", split.records, split.names, split.problems), SIZE)
 
 
 def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore, split: Split) -> None:
@@ -242,12 +246,12 @@ def test_changed_images_are_found_and_only_their_shard_is_made_again(
     picture[0, 0] = 255 - picture[0, 0]
     cv2.imwrite(str(path), picture)
     with pytest.raises(StoreError, match=r"1 of 10 images of train changed .*0005\.png"):
-        open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+        check(OnTiny(TinyExtractor()), store.directory, split, SIZE)
     assert len(verify(store.directory, [split])) == 1
     written = extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
     assert written.shards == 1
     assert kept.items() <= contents(store.directory).items()
-    open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+    check(OnTiny(TinyExtractor()), store.directory, split, SIZE)
 
 
 def test_an_image_that_was_only_touched_or_moved_is_the_same(
@@ -256,7 +260,7 @@ def test_an_image_that_was_only_touched_or_moved_is_the_same(
     store = make_store()
     for record in split.records:
         os.utime(record.path, (1, 1))
-    open_for(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+    check(OnTiny(TinyExtractor()), store.directory, split, SIZE)
     shutil.copytree(images.parent, tmp_path / "elsewhere")
     text = images.read_text().replace(str(images.parent), str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere/data.yaml").write_text(text)
@@ -268,7 +272,7 @@ def test_missing_images_are_counted_and_named(make_store: MakeStore, split: Spli
     store = make_store()
     more = load_split(make_images(tmp_path / "more", 12), "train")
     with pytest.raises(StoreError, match=r"2 of 12 images of train are not in the store, first .*0010\.png"):
-        open_for(OnTiny(TinyExtractor()), store.directory, more, SIZE)
+        check(OnTiny(TinyExtractor()), store.directory, more, SIZE)
 
 
 def test_labels_are_read_fresh(make_store: MakeStore, images: Path) -> None:

@@ -16,9 +16,7 @@ def decoded_rows(rows: int = 120, classes: int = 4) -> torch.Tensor:
     return torch.cat((centre, size, torch.rand(2, rows, 1 + classes, generator=generator)), 2)
 
 
-def by_hand(
-    rows: torch.Tensor, confidence: float, iou: float, multi_label: bool, agnostic: bool
-) -> list[tuple[int, int, float]]:
+def by_hand(rows: torch.Tensor, confidence: float, iou: float, multi_label: bool) -> list[tuple[int, int, float]]:
     """(row, class, score), best first."""
     candidates = []
     for row, values in enumerate(rows.tolist()):
@@ -28,17 +26,16 @@ def by_hand(
     overlaps = box_iou(*(box_convert(rows[:, :4], "cxcywh", "xyxy"),) * 2)
     kept: list[tuple[int, int, float]] = []
     for score, row, name in sorted(candidates, reverse=True):
-        if all(overlaps[row, other] <= iou or (name != same and not agnostic) for other, same, _ in kept):
+        if all(overlaps[row, other] <= iou or name != same for other, same, _ in kept):
             kept.append((row, name, score))
     return kept
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("agnostic", [False, True])
-def test_what_is_kept_is_what_the_rule_keeps(multi_label: bool, agnostic: bool) -> None:
+def test_what_is_kept_is_what_the_rule_keeps(multi_label: bool) -> None:
     decoded = decoded_rows()
-    for rows, kept in zip(decoded, select(decoded, 0.2, 0.5, 300, multi_label, agnostic), strict=True):
-        expected = by_hand(rows, 0.2, 0.5, multi_label, agnostic)
+    for rows, kept in zip(decoded, select(decoded, 0.2, 0.5, 300, multi_label), strict=True):
+        expected = by_hand(rows, 0.2, 0.5, multi_label)
         assert list(zip(kept.rows.tolist(), kept.classes.tolist(), strict=True)) == [(r, c) for r, c, _ in expected]
         assert kept.scores.tolist() == pytest.approx([score for *_, score in expected])
         torch.testing.assert_close(kept.boxes_xyxy, box_convert(rows[kept.rows, :4], "cxcywh", "xyxy"))

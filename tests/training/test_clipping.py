@@ -51,6 +51,12 @@ def test_a_norm_that_is_not_finite_is_returned_as_it_is() -> None:
     assert not clip_gradients([parameter], TrainConfig(clip_norm=None)).isfinite()
 
 
+def test_infinity_is_not_clipped_to_a_large_gradient() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, math.inf])
+    assert not clip_gradients([parameter], TrainConfig(clip_value=1.0)).isfinite()
+
+
 def first_step(
     model: Model, data: Path, out: Path, *, clip_value: float | None = None, clip_norm: float | None = None
 ) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
-from mtyolo.training.run import run_folder
+from mtyolo.training.run import alone_in, run_folder
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
@@ -154,8 +156,22 @@ def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path: Path) -
     others = (".gitignore", ".notes.txt", "state.pt.123", "results.csv")
     for name in (*unfinished, *others):
         (tmp_path / name).touch()
-    assert run_folder(None, resume=tmp_path) == tmp_path
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+    with alone_in(run_folder(None, resume=tmp_path)):
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, ".lock"])
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
+    hold = "import sys; from mtyolo.training.run import alone_in; from pathlib import Path\n"
+    hold += "with alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command, pipe = [sys.executable, "-c", hold, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process is training there; wait for it"), alone_in(tmp_path):
+            pass
+        other.kill()
+    with alone_in(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x04."])
@@ -168,3 +184,21 @@ def test_a_damaged_state_is_refused_in_one_sentence(content: bytes, tmp_path: Pa
 def test_resuming_where_nothing_is_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file; give --resume the folder of a run"):
         train(resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda saved: saved.pop("settings"), "'settings'"),
+        (lambda saved: saved["settings"].update(newer="x"), "unexpected keyword argument 'newer'"),
+        (lambda saved: saved["settings"].update(plan='{"stages": 3}'), "stages"),
+    ],
+)
+def test_a_state_of_another_version_is_named(
+    change: Callable[[dict[str, Any]], object], words: str, whole: Path, tmp_path: Path
+) -> None:
+    saved = state_of(whole)
+    change(saved)
+    torch.save(saved, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=f"was written by another version of mtyolo: .*{words}"):
+        train(resume=tmp_path, progress=False)

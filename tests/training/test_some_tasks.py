@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from one_step import batches_of, steps_of
 from torch import Tensor
 
@@ -72,3 +73,17 @@ def test_a_task_that_the_model_lacks_is_named(make_model: MakeModel, shapes: Pat
     del model.branches["segment"]
     with pytest.raises(ConfigError, match=r"stage 'one': the model has no task 'segment'; it has detect, keypoint"):
         steps_of(model, shapes, tmp_path, tasks=["detect", "segment"])
+
+
+def test_a_branch_without_labels_in_the_data_stands_still_too(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    """Its norms would drift otherwise, with nothing to correct the weights behind them."""
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent), "tasks": ["detect", "keypoint"]}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = train(model, tmp_path / "data.yaml", config=config, out=tmp_path / "run", progress=False)
+    after = torch.load(run.out / "state.pt", weights_only=True)["model"]
+    moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"layers", "detect", "keypoint"}

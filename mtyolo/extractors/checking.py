@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,10 +13,12 @@ Size = tuple[int, int]
 
 
 def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) -> Size:
-    """Compare given features with the levels that the model takes; returns the input size, inferred when not given.
+    """Compare features with the levels that the model takes; returns the input size, inferred when not given.
 
     Raises DataError naming stride, expectation and what was got.
     """
+    if not isinstance(pyramid, Mapping):
+        raise DataError(f"expected a dictionary {{stride: [B, C, H/stride, W/stride]}}, got {type(pyramid).__name__}")
     missing = [level.stride for level in levels if level.stride not in pyramid]
     if missing:
         raise DataError(f"stride {missing[0]}: missing; the model takes strides {[level.stride for level in levels]}")
@@ -44,9 +46,11 @@ def _check_shape(level: Level, features: Tensor, size: Size, images: int) -> Non
     # Where a stride does not divide the size, any rounding is right; adapters resample.
     fits = (height, width) == wanted or any(side % level.stride for side in size)
     if channels != level.channels or not fits:
+        last = tuple(features.shape[1:]) == (*wanted, level.channels)
         raise DataError(
             f"stride {level.stride}: expected {level.channels} channels of {wanted[0]}x{wanted[1]} for a "
             f"{size[0]}x{size[1]} input, got {channels} channels of {height}x{width}"
+            + ("; channels come last there: give features.permute(0, 3, 1, 2)" if last else "")
         )
     if batch != images:
         raise DataError(f"stride {level.stride}: features of {batch} images, the finest level has {images}")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtyolo.adapters.checking import check_pyramid
 from mtyolo.errors import DataError
+from mtyolo.extractors.checking import check_pyramid
 from mtyolo.structures import Level
 
 LEVELS = (Level(8, 64), Level(16, 128), Level(32, 256))
