@@ -173,7 +173,9 @@ class Model(nn.Module):
 
 def forward(model: Model, batch: Batch) -> Outputs:
     """A batch of pictures (uint8), of stored features, or of both through the model."""
-    outputs: Outputs = model(None if batch.images is None else pixels(batch.images), pyramid=batch.pyramid)
+    images = None if batch.images is None else pixels(batch.images)
+    # Teachers and others who are validated like a model take images alone.
+    outputs: Outputs = model(images) if batch.pyramid is None else model(images, pyramid=batch.pyramid)
     return outputs
 
 

@@ -76,6 +76,8 @@ def _own(config: ExtractorConfig, make: Callable[..., Any]) -> Extractor:
         )
     extractor = call_own(f"extractor.arguments: {config.name}", make, **config.arguments)
     extractor.levels = _levels(config.name, getattr(extractor, "levels", None))
+    if not getattr(extractor, "identity", None):
+        extractor.identity = {"name": type(extractor).__name__}
     if config.weights not in ("imagenet", "none"):
         fill(extractor, read_tensors(Path(config.weights)), config.weights)
     return extractor  # type: ignore[no-any-return]

@@ -95,8 +95,8 @@ class Manifest(Strict):
 
 def difference_of_identity(made_by: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
     """The first thing in which two extractors differ; what only one of them tells is not compared."""
-    for key in ("name", *sorted(made_by.keys() & asked.keys())):
-        mine, theirs = made_by.get(key, "unknown"), asked.get(key, "unknown")
+    for key in sorted(made_by.keys() & asked.keys(), key=lambda key: (key != "name", key)):
+        mine, theirs = made_by[key], asked[key]
         if mine != theirs:
             what = "" if key == "name" else f"'s {key}"
             return f"made with the extractor{what} {mine}, not {theirs}"
