@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
-from mtyolo.distill.saved import SavedLessons, card_of, default_folder, is_saved, saved_channels, student_card
+from mtyolo.distill.saved import SavedLessons, card_of, default_folder, held_by, is_saved, student_card
 from mtyolo.distill.teachers import Answer, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
@@ -36,29 +36,41 @@ class LiveLessons:
 
 
 class Opened:
-    """A teacher as a plan names it. `teacher` is None for saved outputs. channels: of its recorded layers."""
+    """A teacher as a plan names it. `teacher` is None for saved outputs. channels: of its recorded layers.
+
+    tasks, points: what it can teach; points are None where it knows none.
+    """
 
     def __init__(
-        self, lessons: Lessons, teacher: Teacher | None, neck: Sequence[int], channels: dict[int, int]
+        self,
+        lessons: Lessons,
+        teacher: Teacher | None,
+        neck: Sequence[int],
+        channels: dict[int, int],
+        tasks: Sequence[str],
+        points: int | None,
     ) -> None:
         self.lessons = lessons
         self.teacher = teacher
         self.neck = tuple(neck)
         self.channels = channels
+        self.tasks = tuple(tasks)
+        self.points = points
 
 
 def open_lessons(config: TeacherConfig, student: Model, imgsz: int, device: torch.device) -> Opened:
     """Raises ConfigError, CheckpointError or StoreError where teacher, files and student do not fit."""
     folder = Path(config.weights)
     if is_saved(folder):
-        channels = saved_channels(folder)
-        lessons = SavedLessons(folder, student_card(student, imgsz), None)
-        return Opened(lessons, None, tuple(channels), channels)
+        saved = SavedLessons(folder, student_card(student, imgsz), None)
+        held = held_by(folder)
+        return Opened(saved, None, tuple(held.channels), held.channels, held.tasks, held.points)
     teacher = open_teacher(config, student, imgsz).to(device)
     neck = neck_of(teacher.source)
     pairs = [pair for term in config.feature_terms for pair in layer_pairs(term, student, neck)]
     channels = teacher.record([of_teacher for _, of_teacher in pairs])
-    return Opened(_lessons(config, teacher, imgsz), teacher, neck, channels)
+    lessons = _lessons(config, teacher, imgsz)
+    return Opened(lessons, teacher, neck, channels, teacher.tasks, teacher.keypoints)
 
 
 def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int) -> Lessons:

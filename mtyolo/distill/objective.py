@@ -213,18 +213,16 @@ def _check_branches(config: TeacherConfig, student: Model) -> None:
 
 
 def _check_teachers_branches(config: TeacherConfig, opened: Opened, student: Model) -> None:
-    if opened.teacher is None:
-        return  # the card of saved outputs says what they hold
     for term in config.output:
         branch = BRANCH_OF.get(term, "detect")
-        if branch not in opened.teacher.tasks:
+        if branch not in opened.tasks:
             raise ConfigError(
                 f"teacher {config.weights}: has no {branch} branch to teach {term} with, only "
-                f"{', '.join(opened.teacher.tasks)}; leave the term out, or name another teacher for it"
+                f"{', '.join(opened.tasks)}; leave the term out, or name another teacher for it"
             )
-        if branch == "keypoint" and opened.teacher.keypoints != student.keypoints:
+        if branch == "keypoint" and opened.points != student.keypoints:
             raise ConfigError(
-                f"teacher {config.weights}: knows {opened.teacher.keypoints} points, the student {student.keypoints}; "
+                f"teacher {config.weights}: knows {opened.points} points, the student {student.keypoints}; "
                 "keypoints are taught point by point: leave the term out"
             )
 

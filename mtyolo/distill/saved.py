@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +30,11 @@ from mtyolo.files import replacing, write_whole
 from mtyolo.graph.families import FamilyModel
 from mtyolo.model import Model, pixels
 from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
+from mtyolo.tasks.keypoint.branch import POINT_VALUES
 
 CARD = "teacher.json"
+TENSOR_OF = {"detect": "detect.0", "segment": "prototypes", "keypoint": "keypoint.0"}
+"""What a file holds for each task, if anything."""
 FORMAT = "mtyolo-teacher/2"
 KEY_BYTES = 16
 ROOT = Path("runs/teachers")
@@ -49,6 +52,7 @@ class SavedLessons:
     def __init__(self, folder: Path, card: Mapping[str, Any], teacher: Teacher | None) -> None:
         self.folder = folder
         self.teacher = teacher
+        self.by = "" if teacher is not None else _by_its_teacher(folder)
         if teacher is not None and not (folder / CARD).exists():
             write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
         _check(folder, card)
@@ -69,7 +73,7 @@ class SavedLessons:
         Without torch: it would start threads of its own for this one, which get into the way of the training's.
         """
         paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
-        return paths, read_stacked(paths) if all(path.exists() for path in paths) else {}
+        return paths, read_stacked(paths, self.by) if all(path.exists() for path in paths) else {}
 
     def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
         if found:
@@ -78,7 +82,7 @@ class SavedLessons:
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         if missing:
             self._compute(images[missing], [paths[number] for number in missing])
-        return read_stacked(paths)
+        return read_stacked(paths, self.by)
 
     def _compute(self, images: Tensor, paths: list[Path]) -> None:
         if self.teacher is None:
@@ -149,11 +153,30 @@ def is_saved(folder: Path) -> bool:
     return (folder / CARD).is_file()
 
 
-def saved_channels(folder: Path) -> dict[int, int]:
-    """Channels of the feature maps that a folder holds, by the teacher's layer."""
+class Held(NamedTuple):
+    """What a folder's files hold."""
+
+    channels: dict[int, int]
+    """Of feature maps, by the teacher's layer."""
+    tasks: tuple[str, ...]
+    points: int | None
+
+
+def held_by(folder: Path) -> Held:
+    """As one of the files says. Raises StoreError where there is none, or it is damaged."""
     some = next(folder.glob("*.safetensors"), None)
-    shapes = {} if some is None else read_layout(some)
-    return {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
+    if some is None:
+        raise StoreError(f"{folder}: holds no outputs of its teacher yet; they are made{_by_its_teacher(folder)}")
+    shapes = read_layout(some, _by_its_teacher(folder))
+    channels = {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
+    tasks = tuple(task for task, name in TENSOR_OF.items() if name in shapes)
+    points = shapes[TENSOR_OF["keypoint"]][-1] // POINT_VALUES if "keypoint" in tasks else None
+    return Held(channels, tasks, points)
+
+
+def _by_its_teacher(folder: Path) -> str:
+    """How outputs come into a folder that teaches alone, as the end of a sentence."""
+    return f" by a run whose plan names the teacher itself, with cache: true and folder: {folder}"
 
 
 def _check(folder: Path, card: Mapping[str, Any]) -> None:
@@ -161,6 +184,10 @@ def _check(folder: Path, card: Mapping[str, Any]) -> None:
         found = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}: no saved outputs of a teacher: {CARD}: {error}") from None
+    if not isinstance(found, dict):
+        raise StoreError(
+            f"{folder / CARD}: does not say what made these outputs; give another folder, or remove this one"
+        )
     differs = next((key for key in card if found.get(key) != card[key]), None)
     if differs:
         raise StoreError(

@@ -27,14 +27,19 @@ Arrays = dict[str, NDArray[np.float16]]  # by name
 Layout = dict[str, tuple[int, ...]]  # name -> shape, in the order of the values
 
 
-def read_stacked(paths: Sequence[Path]) -> Arrays:
-    """Name -> [B, …], in half precision. Raises StoreError for a file that is damaged, or holds other tensors."""
-    layout = read_layout(paths[0])
+def read_stacked(paths: Sequence[Path], by: str = "") -> Arrays:
+    """Name -> [B, …], in half precision. Raises StoreError for a file that is damaged, or holds other tensors.
+
+    by: what makes a removed file again, as the end of the message; by default whoever asks.
+    """
+    layout = read_layout(paths[0], by)
     arrays = {name: np.empty((len(paths), *shape), "<f2") for name, shape in layout.items()}
     for number, path in enumerate(paths):
-        with _opened(path) as file:
+        with _opened(path, by) as file:
             if _layout(file) != layout:
-                raise StoreError(f"{path}: holds other tensors than {paths[0]}; remove both, they will be made again")
+                raise StoreError(
+                    f"{path}: holds other tensors than {paths[0]}; remove both, they will be made again{by}"
+                )
             for array in arrays.values():
                 place = array[number]
                 if file.readinto(place.data) != place.nbytes:  # type: ignore[attr-defined]
@@ -42,20 +47,20 @@ def read_stacked(paths: Sequence[Path]) -> Arrays:
     return arrays
 
 
-def read_layout(path: Path) -> Layout:
-    """What a file holds. Raises StoreError."""
-    with _opened(path) as file:
+def read_layout(path: Path, by: str = "") -> Layout:
+    """What a file holds. Raises StoreError; by: as above."""
+    with _opened(path, by) as file:
         return _layout(file)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, by: str) -> Iterator[BinaryIO]:
     """Whatever is wrong inside is the file's fault."""
     try:
         with path.open("rb") as file:
             yield file
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path}: damaged: {error}; remove it, it will be made again") from None
+        raise StoreError(f"{path}: damaged: {error}; remove it, it will be made again{by}") from None
 
 
 def _layout(file: BinaryIO) -> Layout:

@@ -267,7 +267,7 @@ def test_teachers_beside_the_plan_are_found_from_anywhere(
 )
 def test_a_teacher_is_called_by_what_tells_it_apart(weights: str, name: str) -> None:
     config = TeacherConfig.model_validate({"weights": weights, "output": SCALED})
-    assert Course(config, Opened(None, None, (), {}), []).name == name  # type: ignore[arg-type]
+    assert Course(config, Opened(None, None, (), {}, (), None), []).name == name  # type: ignore[arg-type]
 
 
 def test_the_shipped_plan_runs_with_a_teacher_put_in(teacher: str, shapes: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mtyolo.config.distill import DistillConfig, TeacherConfig
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.objective import make_distiller
 from mtyolo.distill.saved import SavedLessons, keys_of
-from mtyolo.errors import DataError, StoreError
+from mtyolo.errors import ConfigError, DataError, StoreError
 from mtyolo.structures import Targets
 
 BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
@@ -150,6 +151,57 @@ def test_outputs_that_a_family_once_decoded_in_half_precision_are_not_taken(tmp_
     (folder / "teacher.json").write_text(json.dumps(card))
     with pytest.raises(StoreError, match="holds outputs with decoded None, this run needs in single precision"):
         open_lessons(config, student, SIZE, CPU)
+
+
+@pytest.mark.parametrize(
+    ("term", "branches", "message"),
+    [
+        ("masks", {}, "has no segment branch to teach masks with, only detect; leave the term out"),
+        ("keypoints", {}, "has no keypoint branch to teach keypoints with, only detect; leave the term out"),
+        ("keypoints", {"keypoint": {"points": 5}}, "knows 5 points, the student 2"),
+    ],
+)
+def test_what_a_folder_does_not_hold_is_refused_before_training(
+    term: str, branches: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    weights = save_weights(with_statistics(tiny_model(seed=1, points=5, **branches)), tmp_path / "t.safetensors")
+    folder, student = tmp_path / "lessons", tiny_model(**BRANCHES)
+    cached = {"weights": str(weights), "output": {"scaled": 1}, "cache": True, "folder": str(folder)}
+    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(images())()
+    alone = DistillConfig.model_validate({"teachers": [{"weights": str(folder), "output": {term: 1}}]})
+    with pytest.raises(ConfigError, match=message):
+        make_distiller(alone, student, imgsz=SIZE, device=CPU)
+
+
+def test_a_folder_without_outputs_is_no_teacher(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder)
+    with pytest.raises(StoreError, match=r"holds no outputs .* by a run whose plan names the teacher itself"):
+        opened(folder, None)
+
+
+@pytest.mark.parametrize("content", [[], "words"])
+def test_a_card_that_is_no_table_is_refused(content: object, weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder)
+    (folder / "teacher.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"teacher\.json: does not say what made these outputs"):
+        opened(folder, None)
+
+
+def test_a_damaged_file_of_a_folder_alone_is_made_again_by_the_teacher(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder).lessons.ask(images())()
+    alone = opened(folder, None)
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"no tensors")
+    message = (
+        r"damaged: .*remove it, it will be made again by a run whose plan names the teacher itself, with cache: true"
+    )
+    with pytest.raises(StoreError, match=message):
+        alone.lessons.ask(images())()
+    with pytest.raises(StoreError, match=message):
+        opened(folder, None)
 
 
 def test_without_a_card_a_folder_is_no_teacher(tmp_path: Path) -> None:
