@@ -31,6 +31,14 @@ class FeatureConfig(Strict):
             raise ValueError("gradient is computed at what the branches take: layers: neck")
         return self
 
+    @model_validator(mode="after")
+    def _compares_something(self) -> FeatureConfig:
+        if not self.layers:
+            raise ValueError("layers names none: name some, such as [17, 20, 23], or leave the key out for the neck")
+        if self.levels is not None and not any(self.levels):
+            raise ValueError("levels: no layer weighs anything; give one of them more than 0, or leave this loss out")
+        return self
+
 
 PER_LEVEL = (
     FeatureConfig(method="fitnets", levels=[0.4, 0, 0], weight=1),

@@ -262,6 +262,20 @@ def test_a_plan_that_says_nothing_useful_is_refused(distill: dict[str, Any], mes
         read_plan({"stages": [{"name": "d", "distill": distill}]})
 
 
+@pytest.mark.parametrize(
+    ("nothing", "message"),
+    [
+        ({"layers": []}, "layers names none: name some"),
+        ({"layers": {}}, "layers names none: name some"),
+        ({"levels": [0, 0, 0]}, "levels: no layer weighs anything"),
+    ],
+)
+def test_a_loss_that_compares_nothing_is_refused(nothing: dict[str, Any], message: str) -> None:
+    distill = {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd", **nothing}]}]}
+    with pytest.raises(ConfigError, match=message):
+        read_plan({"stages": [{"name": "d", "distill": distill}]})
+
+
 def test_what_an_adapter_gives_in_place_of_a_layer_is_taught_as_that_layer(weights: str) -> None:
     torch.manual_seed(0)
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
