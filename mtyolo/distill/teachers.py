@@ -84,12 +84,21 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def record(self, layers: Sequence[int]) -> dict[int, int]:
-        """From now on lessons have the outputs of these layers. Returns their channels."""
+        """From now on lessons have the outputs of these layers. Returns their channels.
+
+        Raises ConfigError for a layer that is not there, or is the head.
+        """
         self.recorded = {number: layer_of(self.source, number) for number in layers}
         side = 2 * self.largest_stride
         nothing = torch.zeros(1, 3, side, side, device=next(self.source.parameters()).device)
         with torch.no_grad(), recording(self.recorded) as seen:
             self.source(nothing)
+        head = next((number for number, features in seen.items() if not isinstance(features, Tensor)), None)
+        if head is not None:
+            raise ConfigError(
+                f"distill: features: layer {head} of the teacher is its head and gives no feature map; name one before "
+                f"it, such as {neck_of(self.source)[-1]}"
+            )
         return {number: features.shape[1] for number, features in seen.items()}
 
     def decode(self, outputs: Outputs) -> Tensor:
@@ -182,7 +191,11 @@ def neck_of(model: Source) -> tuple[int, ...]:
 def layer_of(model: Source, number: int) -> nn.Module:
     """Raises ConfigError for a layer that the model does not have, or that features replace."""
     if isinstance(model, FamilyModel):
-        return model.layer(number)
+        try:
+            return model.layer(number)
+        except AttributeError:
+            neck = ", ".join(map(str, model.neck))
+            raise ConfigError(f"distill: features: the teacher has no layer {number}; its head takes {neck}") from None
     layers = model.graph.layers
     if str(number) not in layers:
         raise ConfigError(f"distill: features: layer {number} is not built in this model; it has {', '.join(layers)}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_families import family_file
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
@@ -217,6 +218,21 @@ def test_a_layer_list_that_names_more_than_layers_is_refused(test_data: Path, tm
     torch.save({"model": content}, path)
     with pytest.raises(CheckpointError, match="is not the plain constructor"):
         open_family(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (23, "layer 23 of the teacher is its head and gives no feature map; name one before it, such as 22"),
+        (24, "the teacher has no layer 24; its head takes 16, 19, 22"),
+        (-1, "the teacher has no layer -1"),
+    ],
+)
+def test_a_layer_of_a_family_that_gives_no_features_is_refused(layer: int, message: str, tmp_path: Path) -> None:
+    weights = family_file(tmp_path, "yolo11n-pose.yaml", kpt_shape=[2, 3])
+    teacher = open_teacher(teacher_of(weights, output={"keypoints": 1}), tiny_model(keypoint={}), SIZE)
+    with pytest.raises(ConfigError, match=message):
+        teacher.record([16, layer])
 
 
 def test_a_teacher_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
