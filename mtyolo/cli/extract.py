@@ -13,8 +13,11 @@ from mtyolo.cli.output import say, write_json
 
 if TYPE_CHECKING:
     from mtyolo.data.records import Split
+    from mtyolo.data.sources import DataSource
     from mtyolo.features.estimate import Estimate
     from mtyolo.features.planning import ExtractOptions
+    from mtyolo.features.reader import FeatureStore
+    from mtyolo.model import Model
 
 EXAMPLES = (
     "mtyolo extract --model yolov5n-lite0.yaml --data coco_mini.yaml --out features --dry-run",
@@ -79,7 +82,7 @@ def extract(
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import REPLACED, dtype_of
     from mtyolo.features.planning import ExtractOptions
-    from mtyolo.features.replaced import ReplacedLayers, target_options
+    from mtyolo.features.replaced import ReplacedLayers, in_rows_of, target_options
     from mtyolo.features.standin import source_of
 
     process = PartialState(cpu=device == "cpu")
@@ -95,19 +98,22 @@ def extract(
         source=source_of(opened.config.extractor),
         share=(process.process_index, process.num_processes),
     )
+    given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
     source = read_data(data)
-    named = [name for name in SPLITS if source.has(name)] if splits is None else splits.split(",")
-    found = [load_split(source, name.strip()) for name in named if name.strip()]
+    found = [load_split(source, name) for name in _names(source, splits, given)]
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
+    if given is not None:
+        found, size = [in_rows_of(given, split) for split in found], given.manifest.size
     replaced = ReplacedLayers(opened) if targets else None
     if dry_run:
         from mtyolo.features.estimate import estimate
 
         _say_estimate(estimate(opened, found, size, settings, replaced), settings, images, json)
         return
-    _write(opened.extractor, found, out, size, settings)
+    if given is None:
+        _write(opened.extractor, found, out, size, settings)
     if replaced is not None:
-        _write(replaced, found, out / REPLACED, size, target_options(settings))
+        _write(replaced, found, out / REPLACED, size, target_options(settings), given)
     process.wait_for_everyone()
     if process.is_main_process:
         from mtyolo.cli.features import print_info
@@ -116,7 +122,55 @@ def extract(
         print_info(info(out), json)
 
 
-def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: ExtractOptions) -> None:
+def _given_features(
+    path: Path, model: Model, out: Path, settings: ExtractOptions, *, targets: bool, dry_run: bool
+) -> FeatureStore | None:
+    """The store in `out`, where the model takes features that another program makes; None where it makes its own."""
+    from mtyolo.errors import ConfigError
+    from mtyolo.features.replaced import open_given
+    from mtyolo.features.standin import GIVEN
+
+    if model.config.extractor is None or model.config.extractor.name != GIVEN:
+        return None
+    if not targets or dry_run:
+        raise ConfigError(
+            f"{path}: its features come from elsewhere, so there is nothing to extract{' or time' if dry_run else ''}; "
+            "--targets alone stores beside them what the layers gave that they replace"
+        )
+    if settings.views > 1:
+        raise ConfigError(f"--views {settings.views}: features that come from elsewhere have one view; leave it out")
+    return open_given(out, model)
+
+
+def _names(source: DataSource, splits: str | None, given: FeatureStore | None) -> list[str]:
+    """Of the splits to extract."""
+    from mtyolo.data import sources
+    from mtyolo.errors import ConfigError
+
+    known = SPLITS if given is None else tuple(given.manifest.splits)
+    if splits is None:
+        named = [name for name in sources.SPLITS if name in known and source.has(name)]
+    else:
+        named = [name.strip() for name in splits.split(",") if name.strip()]
+    if not named:
+        raise ConfigError(
+            f"{source.place()}: has none of the splits {', '.join(known)}, so there is nothing to extract"
+        )
+    strange = next((name for name in named if given is not None and name not in known), None)
+    if strange is not None:
+        raise ConfigError(f"--splits {strange}: the store of features has {', '.join(known)}; write it there first")
+    return named
+
+
+def _write(
+    extractor: Any,
+    splits: list[Split],
+    out: Path,
+    size: int,
+    settings: ExtractOptions,
+    beside: FeatureStore | None = None,
+) -> None:
+    """beside: a store whose names of images are taken over."""
     from mtyolo.cli.output import progress_bar
     from mtyolo.features.manifest import REPLACED
     from mtyolo.features.writer import extract as write
@@ -124,6 +178,9 @@ def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: 
     index, processes = settings.share
     # Shards are dealt out in turn, so every process has about the same number of images.
     total, done = sum(len(split) for split in splits) // processes, 0
+    names = None
+    if beside is not None:
+        names = {split.name: [row.name for row in beside.index(split.name).rows] for split in splits}
     label = f"extract {out.name}" if out.name == REPLACED else "extract"
     with progress_bar(label if processes == 1 else f"{label} {index + 1}/{processes}") as progress:
 
@@ -132,7 +189,7 @@ def _write(extractor: Any, splits: list[Split], out: Path, size: int, settings: 
             done += images
             progress(done, max(done, total))
 
-        written = write(extractor, splits, out, size, settings, report)
+        written = write(extractor, splits, out, size, settings, report, names)
     say(f"{written.images} images in {written.shards} shards written; {written.kept} shards were there already")
 
 

@@ -19,6 +19,8 @@ class SplitIndex:
 
     def __init__(self, split: str, contents: Sequence[Contents]) -> None:
         self.split = split
+        self.made_here = all(content.fingerprint is not None for content in contents)
+        """By mtyolo; otherwise another program has to make what is missing."""
         self.rows: list[Row] = [row for content in contents for row in content.rows]
         self.places: list[tuple[int, int]] = [
             (shard, place) for shard, content in enumerate(contents) for place in range(len(content.rows))
@@ -44,7 +46,7 @@ class SplitIndex:
         if missing:
             raise StoreError(
                 f"{len(missing)} of {len(records)} images of {self.split} are not in the store, first "
-                f"{missing[0].path}; run mtyolo extract again, it adds what is missing"
+                f"{missing[0].path}; {self._remedy('it adds what is missing')}"
             )
         numbers = [number for number in found if number is not None]
         changed = [
@@ -56,10 +58,15 @@ class SplitIndex:
             record, reason = changed[0]
             raise StoreError(
                 f"{len(changed)} of {len(records)} images of {self.split} changed after their features were made, "
-                f"first {record.path} ({reason}); run mtyolo extract again, it renews only their shards"
+                f"first {record.path} ({reason}); {self._remedy('it renews only their shards')}"
             )
         self.unchanged.update(record.path for record in records)
         return numbers
+
+    def _remedy(self, effect: str) -> str:
+        if self.made_here:
+            return f"run mtyolo extract again, {effect}"
+        return "write these features again with the program that made them"
 
 
 def change(row: Row, record: ImageRecord, *, thorough: bool = False) -> str | None:

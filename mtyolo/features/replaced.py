@@ -1,23 +1,26 @@
 """What the replaced layers gave, in a store of its own inside that of the features: targets of alignment.
 
-Its rows and views are those of the features, as both are drawn from the images' names alone.
+Its rows and views are those of the features: both are drawn from the images' names alone, and where another program
+made the features, its rows are followed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor
-from mtyolo.features.index import SplitIndex, sha256_of
+from mtyolo.features.index import sha256_of
 from mtyolo.features.manifest import MANIFEST, REPLACED, read_manifest
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.shards import View
+from mtyolo.features.shards import Row
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher, replaced_weights
 from mtyolo.structures import Pyramid
@@ -70,15 +73,57 @@ def open_targets(store: FeatureStore, model: Model, split: Split) -> FeatureStor
     targets = FeatureStore.open(directory, store.residency, store.device)
     targets.check_made_by(wanted, model.graph.entry_levels, store.manifest.size)
     mine, theirs = store.index(split.name), targets.index(split.name)
-    same = store.manifest.views == targets.manifest.views and pictures(mine) == pictures(theirs)
-    if not same:
+    alike = len(mine.rows) == len(theirs.rows) and all(map(same_picture, mine.rows, theirs.rows))
+    if not alike or store.manifest.views != targets.manifest.views:
         raise StoreError(f"{directory}: was made from other images or views than the features beside it; {AGAIN}")
     return targets
 
 
-def pictures(index: SplitIndex) -> list[tuple[str, str | None, list[View]]]:
-    """What was seen, row by row."""
-    return [(row.name, row.sha256, row.views) for row in index.rows]
+def same_picture(one: Row, other: Row) -> bool:
+    """Another program may know no hash, and call an image by a shorter end of its path."""
+    shorter, longer = sorted((one.name, other.name), key=len)
+    content = one.sha256 == other.sha256 or None in (one.sha256, other.sha256)
+    shape = (one.height, one.width, one.views) == (other.height, other.width, other.views)
+    return content and shape and f"/{longer}".endswith(f"/{shorter}")
+
+
+def open_given(directory: Path, model: Model) -> FeatureStore:
+    """A store that another program wrote for a model that takes features, to put targets beside.
+
+    Raises StoreError where there is none, or it is not this model's, or not of plain views.
+    """
+    if not (directory / MANIFEST).is_file():
+        raise StoreError(
+            f"{directory}: no feature store (no {MANIFEST}), and this model's features are made elsewhere; write them "
+            "there first, see docs/features.md"
+        )
+    store, extractor = FeatureStore.open(directory, "stream"), cast(Extractor, model.extractor)
+    store.check_made_by(extractor.identity, extractor.levels, store.manifest.size)
+    if store.manifest.views > 1:
+        raise StoreError(
+            f"{directory}: has {store.manifest.views} views of an image, and only plain ones can be made again for "
+            "--targets; write a store with views: 1"
+        )
+    return store
+
+
+def in_rows_of(store: FeatureStore, split: Split) -> Split:
+    """The same images in the order of a store's rows. Raises StoreError where rows and images are not the same."""
+    rows, numbers = store.index(split.name).rows, store.index(split.name).match(split.records)
+    often, times = Counter(numbers).most_common(1)[0]
+    if times > 1:
+        raise StoreError(
+            f"{store.directory}: {times} images of {split.name} are called {rows[often].name}; give the names in the "
+            "store as many parent folders as tell images apart"
+        )
+    records = dict(zip(numbers, split.records, strict=True))
+    strange = [row.name for number, row in enumerate(rows) if number not in records]
+    if strange:
+        raise StoreError(
+            f"{store.directory}: {len(strange)} of {len(rows)} images of {split.name} are not in the data, first "
+            f"{strange[0]}; --targets needs the data that the features were made of"
+        )
+    return replace(split, records=[records[number] for number in range(len(rows))])
 
 
 def read_targets(targets: FeatureStore, split: str, views: list[tuple[int, int]], mirrored: list[bool]) -> Pyramid:

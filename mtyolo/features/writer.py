@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -56,12 +56,14 @@ def extract(
     size: int,
     options: ExtractOptions | None = None,
     report: Callable[[int], None] = lambda images: None,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Written:
     """Write the features of every image of `splits`. Shards that are there, whole and right, are kept.
 
     extractor: has `levels` and `identity`; images [B, 3, size, size] in 0..1 -> pyramid. It is moved to the device and
     set to evaluation mode.
     report: called with the number of images done since the last call.
+    names: split -> what its images are called in the store; by default their paths below a common folder.
     Raises StoreError where the folder holds other features, DataError or ConfigError for wrong images or sizes.
     """
     options = options or ExtractOptions()
@@ -72,7 +74,8 @@ def extract(
     extractor.to(options.device)
     done = Written(0, 0, 0)
     for split in splits:
-        work = _Work(directory, manifest, split, store_names(split.records))
+        called = store_names(split.records) if names is None else list(names[split.name])
+        work = _Work(directory, manifest, split, called)
         written = _extract_split(extractor, work, options, report)
         done = Written(*(one + other for one, other in zip(done, written, strict=True)))
     return done

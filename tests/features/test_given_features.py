@@ -4,50 +4,91 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_features import make_images
 
+from mtyolo.api import build
+from mtyolo.cli.main import main
 from mtyolo.data.split import load_split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.manifest import REPLACED
 from mtyolo.features.reader import FeatureStore
+from mtyolo.features.replaced import ReplacedLayers, same_picture
+from mtyolo.features.shards import Contents, Row, View, read_contents, shard_path, write_shard
 from mtyolo.features.verify import verify
+from mtyolo.features.views import draw
+from mtyolo.features.writer import compute
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "write_features.py"
+LEVELS, SIZE = {8: 3, 16: 3, 32: 3}, 320
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A store written by the example, and the data file of its images."""
-    data = make_images(tmp_path / "data", 5)
-    folder = tmp_path / "data/images/train"
-    for path in folder.glob("*.png"):
+def data(tmp_path: Path) -> Path:
+    """Five images for training, three for validation, with their labels."""
+    file = make_images(tmp_path / "data", 5)
+    for path in (tmp_path / "data/images/train").glob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
         path.unlink()
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(folder), str(tmp_path / "store")])
-    runpy.run_path(str(EXAMPLE))
-    return tmp_path / "store", data
+    for kind in ("images", "labels", "labels-pose"):
+        shutil.copytree(tmp_path / "data" / kind / "train", tmp_path / "data" / kind / "val")
+        for path in sorted((tmp_path / "data" / kind / "val").iterdir())[3:]:
+            path.unlink()
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"val": "images/val"}))
+    return file
+
+
+@pytest.fixture
+def store(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Both splits, as the example writes them."""
+    for split in ("train", "val"):
+        folder = str(tmp_path / "data/images" / split)
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), folder, str(tmp_path / "store"), split])
+        runpy.run_path(str(EXAMPLE))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def options(data: Path, test_data: Path, tmp_path: Path) -> list[str]:
+    """A model that takes such features in place of layers of the official YOLOv5n."""
+    torch.set_num_threads(1)
+    content = {
+        "extractor": {"name": "features", "levels": LEVELS},
+        "detector": {"graph": "yolov5n.yaml", "weights": str(test_data / "weights" / "yolov5n.pt")},
+    }
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(content))
+    return ["--model", str(tmp_path / "model.yaml"), "--data", str(data), "--device", "cpu"]
 
 
 class GivenModel:
     """Stands for a model whose file says `name: features`."""
 
-    extractor = GivenFeatures({8: 3, 16: 3, 32: 3})
+    extractor = GivenFeatures(LEVELS)
 
 
-def test_the_example_writes_a_store_that_verifies_and_loads(written: tuple[Path, Path]) -> None:
-    directory, data = written
+def reverse_rows(store: Path, split: str) -> None:
+    path = shard_path(store, split, 0)
+    rows, tensors = read_contents(path).rows[::-1], load_file(path)
+    write_shard(path, {name: tensor.flip(0) for name, tensor in tensors.items()}, Contents(rows=rows))
+
+
+def test_the_example_writes_a_store_that_verifies_and_loads(store: Path, data: Path) -> None:
     split = load_split(data, "train")
-    assert verify(directory, [split]) == []
-    store = FeatureStore.open(directory)
-    store.check(GivenModel(), split, 320)
-    batch = next(iter(make_store_loader(store, split, 5, augment=None, shuffle=False, seed=0)))
+    assert verify(store, [split]) == []
+    found = FeatureStore.open(store)
+    found.check(GivenModel(), split, SIZE)
+    batch = next(iter(make_store_loader(found, split, 5, augment=None, shuffle=False, seed=0)))
     assert batch.pyramid is not None
     assert {stride: tuple(level.shape) for stride, level in batch.pyramid.items()} == {
         8: (5, 3, 40, 40),
@@ -57,22 +98,117 @@ def test_the_example_writes_a_store_that_verifies_and_loads(written: tuple[Path,
     assert torch.equal(batch.targets.image_index, torch.arange(5))
 
 
+def test_the_example_keeps_what_other_splits_say(store: Path) -> None:
+    assert json.loads((store / "manifest.json").read_text())["splits"] == {"train": 5, "val": 3}
+    found = FeatureStore.open(store)
+    assert [len(found.index(split).rows) for split in ("train", "val")] == [5, 3]
+
+
 def test_the_example_is_as_short_as_promised() -> None:
     body = EXAMPLE.read_text().split('"""')[2].splitlines()
     statements = [line for line in body if line.strip() and not line.startswith(("import", "from"))]
     assert len(statements) <= 20
 
 
-def test_a_manifest_that_promises_other_tensors_is_caught(written: tuple[Path, Path]) -> None:
-    directory, data = written
-    path = directory / "manifest.json"
+def test_a_manifest_that_promises_other_tensors_is_caught(store: Path, data: Path) -> None:
+    path = store / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"dtype": "fp32"}))
     loader = make_store_loader(
-        FeatureStore.open(directory), load_split(data, "train"), 5, augment=None, shuffle=False, seed=0
+        FeatureStore.open(store), load_split(data, "train"), 5, augment=None, shuffle=False, seed=0
     )
     with pytest.raises(StoreError, match=r"tensor 8 is torch\.float16 .* the manifest says torch\.float32"):
         next(iter(loader))
     path.write_text(json.dumps(manifest | {"splits": {"train": 6}, "images_per_shard": 6}))
     with pytest.raises(StoreError, match="have 5 images, the manifest says 6"):
-        FeatureStore.open(directory).index("train")
+        FeatureStore.open(store).index("train")
+
+
+def test_adapters_are_aligned_from_features_of_another_program(
+    store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reverse_rows(store, "train")
+    features = {path: path.read_bytes() for path in store.rglob("*.*") if path.is_file()}
+    train = ["train", *options, "--features", str(store), "--imgsz", str(SIZE), "--plan", "align", "--epochs", "1"]
+    train += ["--batch", "4", "--workers", "0", "--out", str(tmp_path / "run")]
+    assert main(train) == 2
+    assert "run mtyolo extract again with --targets" in capsys.readouterr().err
+    assert main(["extract", *options, "--out", str(store), "--targets"]) == 0
+    assert "8 images in 3 shards written" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in features.items())
+    assert main(["features", "verify", str(store), "--data", options[3]]) == 0
+    assert main(train) == 0
+    assert (tmp_path / "run" / "last.safetensors").is_file()
+
+
+def test_targets_are_in_the_rows_of_the_features(store: Path, options: list[str]) -> None:
+    reverse_rows(store, "train")
+    assert main(["extract", *options, "--out", str(store), "--targets", "--splits", "train", "--dtype", "fp32"]) == 0
+    targets = FeatureStore.open(store / REPLACED)
+    assert targets.manifest.splits == {"train": 5}
+    assert [row.name for row in targets.index("train").rows] == [f"{number:04d}.jpg" for number in range(4, -1, -1)]
+    layers, records = ReplacedLayers(build(options[1], data=options[3])), load_split(options[3], "train").records
+    for row, record in enumerate(records[::-1]):
+        image = draw(record, record.path.name, SIZE, 1, mirror=False).images
+        expected, found = compute(layers, torch.from_numpy(image), "cpu"), targets.read("train", [[targets.whole(row)]])
+        assert all(torch.allclose(found[stride], level, atol=1e-5) for stride, level in expected.items())
+
+
+def refused(options: list[str], store: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    capsys.readouterr()
+    assert main(["extract", *options, "--out", str(store), *more]) == 2
+    assert not (store / REPLACED).exists()
+    return capsys.readouterr().err
+
+
+def test_what_can_not_be_made_is_said_in_one_sentence(
+    store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "come from elsewhere, so there is nothing to extract; --targets alone" in refused(options, store, capsys)
+    assert "nothing to extract or time" in refused(options, store, capsys, "--targets", "--dry-run")
+    assert "--views 2: features that come" in refused(options, store, capsys, "--targets", "--views", "2")
+    said = refused(options, store, capsys, "--targets", "--splits", "test")
+    assert "--splits test: the store of features has train, val; write it there first" in said
+    said = refused(options, tmp_path / "nothing", capsys, "--targets")
+    assert "no feature store (no manifest.json), and this model's features are made elsewhere" in said
+    path = store / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"views": 2}))
+    assert "has 2 views of an image, and only plain ones" in refused(options, store, capsys, "--targets")
+    path.write_text(json.dumps(manifest | {"levels": {8: 4, 16: 3, 32: 3}}))
+    assert "has levels (stride: channels) {8: 4" in refused(options, store, capsys, "--targets")
+
+
+def test_other_images_than_those_of_the_features_are_refused(
+    store: Path, options: list[str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data.parent / "images/train"
+    image = (folder / "0003.jpg").read_bytes()
+    (folder / "0003.jpg").unlink()
+    said = refused(options, store, capsys, "--targets")
+    assert "1 of 5 images of train are not in the data, first 0003.jpg; --targets needs the data" in said
+    (folder / "more").mkdir()
+    for path in (folder / "0003.jpg", folder / "more/0003.jpg"):
+        path.write_bytes(image)
+    assert "2 images of train are called 0003.jpg" in refused(options, store, capsys, "--targets")
+    (folder / "more/0003.jpg").unlink()
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / "0009.jpg")
+    said = refused(options, store, capsys, "--targets")
+    assert "0009.jpg; write these features again with the program that made them" in said
+
+
+def row(name: str, height: int = 40, **known: object) -> Row:
+    return Row.model_validate({"name": name, "height": height, "width": 50, **known})
+
+
+def test_pictures_are_compared_as_far_as_both_know_them() -> None:
+    known = row("a/1.jpg", sha256="0" * 64)
+    assert same_picture(row("1.jpg"), known)
+    assert same_picture(known, row("1.jpg"))
+    assert same_picture(known, known)
+    assert not same_picture(row("11.jpg"), row("1.jpg"))
+    assert not same_picture(row("b/1.jpg"), known)
+    assert not same_picture(row("1.jpg", height=41), known)
+    assert not same_picture(row("1.jpg", sha256="1" * 64), known)
+    moved = View(scale=1.0, left=0.0, top=0.0, mirrored=True)
+    assert not same_picture(row("1.jpg", views=[moved]), known)
