@@ -69,6 +69,7 @@ def extract(
     targets: Targets = False,
     weights: options.Weights = None,
     trust: options.Trust = False,
+    strict: options.Strict = False,
     dry_run: DryRun = False,
     images: Images = None,
     json: options.Json = None,
@@ -77,7 +78,6 @@ def extract(
 
     from mtyolo.api import open_model
     from mtyolo.data.sources import read_data
-    from mtyolo.data.split import load_split
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
     from mtyolo.features.manifest import REPLACED, dtype_of
@@ -100,7 +100,7 @@ def extract(
     )
     given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
     source = read_data(data)
-    found = [load_split(source, name) for name in _names(source, splits, given)]
+    found = _load(source, _names(source, splits, given), strict=strict, aloud=process.is_main_process)
     size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
     if given is not None:
         found, size = [in_rows_of(given, split) for split in found], given.manifest.size
@@ -160,6 +160,16 @@ def _names(source: DataSource, splits: str | None, given: FeatureStore | None) -
     if strange is not None:
         raise ConfigError(f"--splits {strange}: the store of features has {', '.join(known)}; write it there first")
     return named
+
+
+def _load(source: DataSource, names: list[str], *, strict: bool, aloud: bool) -> list[Split]:
+    from mtyolo.data.split import load_split
+
+    found = [load_split(source, name, strict=strict) for name in names]
+    for split in found:
+        if aloud and len(split.problems):
+            say(split.problems.summary())
+    return found
 
 
 def _write(

@@ -64,6 +64,33 @@ def test_a_dry_run_writes_nothing_and_computes_bytes(
     assert found["gain"] == pytest.approx(online / stored)
 
 
+def test_images_that_can_not_be_used_are_named_or_stop_it(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data/images/train/0003.png").write_bytes(b"no picture")
+    store = tmp_path / "store"
+    assert main(["extract", *files, "--out", str(store), "--strict"]) == 2
+    assert "0003.png" in capsys.readouterr().err
+    assert not store.exists()
+    assert main(["extract", *files, "--out", str(store), "--splits", "train"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("0003.png") == 1
+    assert "9 images in 3 shards written" in said
+
+
+def test_splits_that_the_data_does_not_have_are_refused(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(files[3])
+    content = yaml.safe_load(data.read_text())
+    content["test"] = content.pop("train")
+    del content["val"]
+    data.write_text(yaml.safe_dump(content))
+    assert main(["extract", *files, "--out", str(tmp_path / "store")]) == 2
+    assert "has none of the splits train, val, so there is nothing to extract" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_what_is_wrong_is_said_in_one_sentence(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
