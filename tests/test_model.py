@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
+from mtyolo.config.model import AdaptersConfig
 from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.original_layers import alignment_teacher
 
@@ -54,6 +56,7 @@ def test_features_of_a_first_layer_pass_with_their_own_channels() -> None:
         (neck(detector={"graph": "yolov5n.yaml", "weight": "x"}), "unknown key 'detector.weight'; did you mean"),
         (neck(tasks={"segmentation": {}}), "unknown key 'tasks.segmentation'; did you mean 'segment'"),
         (neck(tasks={"keypoint": {"points": 0}}), "tasks.keypoint.points"),
+        (neck(tasks={"keypoint": {"sigmas": [math.inf] * 17}}), "tasks.keypoint.sigmas.0: Input should be a finite"),
         (neck(tasks={"keypoint": {"classes": [80]}}), "there is no class 80; they go from 0 to 79"),
         (neck(tasks={"keypoint": {"classes": ["person"]}}), "tasks.keypoint.classes"),
         (neck(tasks={"keypoint": {"heatmap": True}}), "unknown key 'tasks.keypoint.heatmap'; did you mean 'heatmaps'"),
@@ -65,6 +68,11 @@ def test_features_of_a_first_layer_pass_with_their_own_channels() -> None:
 def test_a_wrong_model_file_is_named(config: dict[str, object], sentence: str) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=sentence):
         build(config)
+
+
+def test_arguments_of_ones_own_classes_come_back_from_json_as_they_were() -> None:
+    adapters = AdaptersConfig(arguments={"limit": math.inf, "names": ["a"]})
+    assert AdaptersConfig.model_validate_json(adapters.model_dump_json()) == adapters
 
 
 def test_a_wrong_key_is_named_with_its_line(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class DataConfig(Strict):
     kpt_shape: tuple[int, int] | None = None
     flip_idx: list[int] | None = None
     kpt_names: Any = None
-    kpt_sigmas: list[float] | None = None
+    kpt_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
     """OKS falloff per keypoint. Default: COCO's for 17 points, else 1/points each."""
     tasks: list[Literal["detect", "segment", "keypoint"]] | None = None
     """What the images are labelled for. Default: what the label files hold."""

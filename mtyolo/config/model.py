@@ -13,7 +13,9 @@ ClassNumber = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Numbers are finite. Those that nobody checks, in `arguments`, are written to json as they are, not as null."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 class Normalisation(Strict):

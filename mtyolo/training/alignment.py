@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -154,11 +155,17 @@ def make_align(
     unknown = next((key for key in arguments if key not in OPTIONS), None)
     if unknown is not None:
         raise ConfigError(f"plan: arguments: align has no option {unknown!r}; {nearest(unknown, OPTIONS)}")
-    options = {key: float(value) for key, value in arguments.items()}
+    options = {key: _weight(key, value) for key, value in arguments.items()}
     teacher = None if stored else alignment_teacher(model).to(device)
     if options and any(parameter.requires_grad for parameter in model.graph.parameters()):
         raise ConfigError("plan: align with fused or maps goes through the frozen graph; take detector out of train")
     return AlignObjective(teacher, **options)
+
+
+def _weight(option: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigError(f"plan: arguments: {option} is a weight, a finite number from 0 on, got {value!r}")
+    return float(value)
 
 
 def without_labels(split: Split) -> Split:

@@ -93,6 +93,8 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
     [
         (["--optimizer", "adam"], ["optimizer", "'sgd' or 'adamw'", "'adam'"]),
         (["--lr", "0"], ["lr", "greater than 0"]),
+        (["--lr", "inf"], ["lr", "finite", "inf"]),
+        (["--lr", "nan"], ["lr", "nan"]),
         (["--precision", "fp8"], ["precision", "'fp8'"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--batch", "many"], ["batch", "integer", "'many'"]),

@@ -252,6 +252,13 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key(small: Path) 
         load_split(small, "train")
 
 
+@pytest.mark.parametrize("sigma", ["0", "-0.1", ".inf", ".nan"])
+def test_a_sigma_that_measures_nothing_is_named_with_its_line(small: Path, sigma: str) -> None:
+    put(small, small.read_text() + f"kpt_sigmas: [0.1, {sigma}]\n")
+    with pytest.raises(ConfigError, match=r"small\.yaml:\d+: kpt_sigmas\.1: Input should be (greater than 0|a finite)"):
+        load_split(small, "train")
+
+
 def test_polygons_without_a_suffix_are_masks_in_plain_labels(small: Path) -> None:
     put(small.parent / "labels" / "train" / "c.txt", "1 .2 .25 .8 .25 .8 .75 .2 .75\n")
     split = load_split(small, "train")

@@ -230,11 +230,13 @@ def test_adapters_that_have_learned_are_not_matched_again(weights: Path, coloure
     ("arguments", "train_parts", "message"),
     [
         ({"fussed": 1.0}, ["adapters"], "align has no option 'fussed'; did you mean 'fused'"),
+        ({"fused": math.inf}, ["adapters"], "fused is a weight, a finite number from 0 on, got inf"),
+        ({"fused": "much"}, ["adapters"], "fused is a weight, a finite number from 0 on, got 'much'"),
         ({"fused": 1.0}, ["adapters", "detector"], "goes through the frozen graph; take detector out of train"),
     ],
 )
 def test_what_align_can_not_do_is_said(
-    arguments: dict[str, float], train_parts: list[str], message: str, weights: Path, coloured: Path, tmp_path: Path
+    arguments: dict[str, Any], train_parts: list[str], message: str, weights: Path, coloured: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         align(lite(weights), coloured, tmp_path / "run", arguments=arguments, train=train_parts)

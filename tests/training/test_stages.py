@@ -193,6 +193,22 @@ def test_the_innermost_part_decides_the_learning_rate(make_model: MakeModel) -> 
     assert {value for name, value in scales.items() if name.startswith("branches.keypoint")} == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("task_weights: {detect: .inf}\nstages: [{name: one}]\n", "task_weights.detect"),
+        ("stages:\n- {name: one, lr: .inf}\n", "stages.0.lr"),
+        ("stages:\n- {name: one, align: .nan}\n", "stages.0.align"),
+        ("stages:\n- {name: one, lr_scale: {detector: .inf}}\n", "stages.0.lr_scale.detector"),
+        ("stages:\n- {name: one, distill: {soft: .inf, teachers: [{weights: a, output: {mse: 1}}]}}\n", "distill.soft"),
+    ],
+)
+def test_a_number_without_end_is_named_with_its_line(content: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=rf"plan\.yaml:\d: .*{key}: Input should be .*, got (inf|nan)"):
+        read_plan(tmp_path / "plan.yaml")
+
+
 def test_an_unknown_plan_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no such plan here or in mtyolo; did you mean 'freeze-then-unfreeze'"):
         read_plan("freeze-then-unfreze")
