@@ -57,14 +57,18 @@ class DataConfig(Strict):
             points, values = self.kpt_shape
             if points < 1 or values not in (2, 3):
                 raise ValueError(f"kpt_shape is [points, 2 or 3], got [{points}, {values}]")
-            self._check_flip(points)
+            if mistake := self.mistake_about(points, "kpt_shape"):
+                raise ValueError(mistake[1])
         return self
 
-    def _check_flip(self, points: int) -> None:
+    def mistake_about(self, points: int, source: str) -> tuple[str, str] | None:
+        """A key that does not go with so many points, and why. source: what says how many."""
         if self.flip_idx is not None and sorted(self.flip_idx) != list(range(points)):
-            raise ValueError(
-                f"flip_idx has {len(self.flip_idx)} entries and kpt_shape {points} points; "
+            return "flip_idx", (
+                f"flip_idx has {len(self.flip_idx)} entries and {source} {points} points; "
                 f"it must name each of 0..{points - 1} once: the point that each becomes in a mirror"
             )
         if self.kpt_sigmas is not None and len(self.kpt_sigmas) != points:
-            raise ValueError(f"kpt_sigmas has {len(self.kpt_sigmas)} entries, kpt_shape {points} points")
+            entries = len(self.kpt_sigmas)
+            return "kpt_sigmas", f"kpt_sigmas has {entries} entries and {source} {points} points; give one for each"
+        return None

@@ -131,6 +131,8 @@ def _split(
 ) -> Split:
     labelled = frozenset[str]().union(*(image.labelled for image in images))
     points = _common_points(data, readings) if "keypoint" in labelled else None
+    if points:
+        _check_about_points(data, points)
     flip_idx = next((reading.flip_idx for reading in readings if reading.flip_idx), None)
     if points and flip_idx is None:
         problems.note("mirroring is off: the data file has keypoints and no flip_idx (what each becomes in a mirror)")
@@ -155,6 +157,13 @@ def _split(
         sigmas=(data.config.kpt_sigmas or default_sigmas(points)) if points else None,
         category_ids=readings[0].category_ids if len(readings) == 1 else None,
     )
+
+
+def _check_about_points(data: DataSource, points: int) -> None:
+    """What each data file says about points, against how many the labels have: kpt_shape need not be there."""
+    for part in data.parts():
+        if mistake := part.config.mistake_about(points, "the labels have"):
+            raise ConfigError(f"{part.place(mistake[0])}: {mistake[1]}")
 
 
 def _common_points(data: DataSource, readings: list[Reading]) -> int | None:
