@@ -172,7 +172,7 @@ def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:
         return names, None
     shape = source.config.kpt_shape
     if names is not None and (shape is not None or source.config.annotations):
-        return names, shape[0] if shape else None
+        return names, shape[0] if shape else source.points()
     present = next((name for name in SPLITS if source.has(name)), "train")
     split = load_split(source, present)
     return split.names, split.points

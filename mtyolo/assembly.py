@@ -210,7 +210,7 @@ def _tasks_with_points(tasks: TasksConfig, points: int | None) -> TasksConfig:
         return tasks
     chosen = tasks.keypoint.points or points or COCO_POINTS
     if points and chosen != points:
-        raise ConfigError(f"tasks.keypoint.points is {chosen}, the data set's kpt_shape says {points}")
+        raise ConfigError(f"tasks.keypoint.points is {chosen}, the data set has {points}")
     if tasks.keypoint.sigmas and len(tasks.keypoint.sigmas) != chosen:
         raise ConfigError(f"tasks.keypoint.sigmas has {len(tasks.keypoint.sigmas)} entries for {chosen} points")
     return tasks.model_copy(update={"keypoint": tasks.keypoint.model_copy(update={"points": chosen})})

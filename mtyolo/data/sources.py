@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import Document, read_yaml, validate
-from mtyolo.data.formats.coco import category_names, read_json
+from mtyolo.data.formats.coco import category_names, category_points, read_outline
 from mtyolo.data.formats.coco_annotations import CocoFile
 from mtyolo.data.images import IMAGE_SUFFIXES
 from mtyolo.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
+SMALLEST_FIRST = ("val", "test", "train")
+"""Where one json of several tells enough."""
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
@@ -24,6 +26,8 @@ class DataSource:
     config: DataConfig
     root: Path
     document: Document | None = None
+    outlines: dict[Path, CocoFile] = field(default_factory=dict, repr=False, compare=False)
+    """Of json files, which may be large: read once."""
 
     def place(self, *keys: str | int) -> str:
         """file:line of a key, for messages."""
@@ -80,7 +84,24 @@ class DataSource:
         if self.config.nc is not None:
             return {number: str(number) for number in range(self.config.nc)}
         files = list(dict.fromkeys(path for split in SPLITS for path in self.annotation_files(split)))
-        return category_names([CocoFile(path, read_json(path)) for path in files]) if files else None
+        return category_names([self._outline(path) for path in files]) if files else None
+
+    def points(self) -> int | None:
+        """Keypoints of an object, as kpt_shape or a COCO json has it, of this file or of one that it joins."""
+        for part in self.parts():
+            if part.config.kpt_shape:
+                return part.config.kpt_shape[0]
+            names = part.names()
+            for split in SMALLEST_FIRST if names else ():
+                files = [part._outline(path) for path in part.annotation_files(split) if path.exists()]
+                if points := category_points(files, names or {}):
+                    return points
+        return None
+
+    def _outline(self, path: Path) -> CocoFile:
+        if path not in self.outlines:
+            self.outlines[path] = read_outline(path)
+        return self.outlines[path]
 
 
 def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:

@@ -11,6 +11,7 @@ import yaml
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
+from mtyolo.api import build
 from mtyolo.config.data import DataConfig
 from mtyolo.data.formats.masks import rle_mask
 from mtyolo.data.records import Split
@@ -250,6 +251,59 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key(small: Path) 
     put(small, small.read_text() + "flip_index: [1, 0]\n")
     with pytest.raises(ConfigError, match=r"small\.yaml:\d+: unknown key 'flip_index'; did you mean 'flip_idx'"):
         load_split(small, "train")
+
+
+@pytest.fixture
+def pointed(tmp_path: Path) -> Path:
+    """A data file that leaves it to its json how many points an object has: two."""
+    write(tmp_path / "images", "a")
+    for split in ("train", "val"):
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
+            "categories": [{"id": 1, "name": "cup"}, {"id": 3, "name": "person", "keypoints": ["head", "foot"]}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [9, 9, 9, 9], "keypoints": [9, 9, 2, 12, 12, 2]}
+            ],
+        }
+        put(tmp_path / f"{split}.json", json.dumps(content))
+    content = {"train": "images", "val": "images", "annotations": {"train": "train.json", "val": "val.json"}}
+    put(tmp_path / "pointed.yaml", yaml.safe_dump(content))
+    return tmp_path / "pointed.yaml"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("kpt_sigmas: [0.1, 0.1, 0.1]", "kpt_sigmas has 3 entries and the labels have 2 points; give one for each"),
+        ("flip_idx: [0, 2, 1]", r"flip_idx has 3 entries and the labels have 2 points; it must name each of 0\.\.1"),
+        ("flip_idx: [1, 1]", r"flip_idx has 2 entries and the labels have 2 points; it must name each of 0\.\.1"),
+    ],
+)
+def test_what_does_not_go_with_the_points_of_the_json_is_named_with_its_line(
+    pointed: Path, line: str, message: str
+) -> None:
+    put(pointed, f"{pointed.read_text()}{line}\n")
+    with pytest.raises(ConfigError, match=rf"pointed\.yaml:\d+: {message}"):
+        load_split(pointed, "val")
+    put(pointed, f"{pointed.read_text()}tasks: [detect]\n")
+    assert load_split(pointed, "val").sigmas is None, "nobody asks for points"
+
+
+@pytest.mark.parametrize("names", ["", "names: [person]\n", "names: [cup]\n"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_gets_as_many_points_as_the_json_has(pointed: Path, names: str, named: bool) -> None:
+    if not named:  # then the annotations tell
+        for path in pointed.parent.glob("*.json"):
+            put(path, path.read_text().replace('"keypoints": ["head", "foot"]', '"supercategory": "animal"'))
+    put(pointed, pointed.read_text() + names)
+    model = build({"detector": {"graph": "yolov5n.yaml"}, "tasks": {"keypoint": {}}}, data=pointed)
+    assert model.keypoints == (17 if "cup" in names else 2)
+
+
+def test_a_json_that_is_elsewhere_does_not_keep_the_others_from_telling_the_points(pointed: Path) -> None:
+    put(pointed, pointed.read_text() + "names: [person]\n")
+    (pointed.parent / "val.json").unlink()
+    assert read_data(pointed).points() == 2
 
 
 @pytest.mark.parametrize("sigma", ["0", "-0.1", ".inf", ".nan"])

@@ -58,6 +58,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_outline(path: Path) -> CocoFile:
+    """A json's categories, and an annotation for each that has keypoints: what tells classes and points."""
+    content = read_json(path)
+    found: dict[Identity, dict[str, Any]] = {}
+    for annotation in CocoFile(path, content).entries("annotations"):
+        if annotation.get("keypoints"):
+            found.setdefault(identity_of(annotation.get("category_id")), annotation)
+    return CocoFile(path, {"categories": content.get("categories"), "annotations": list(found.values())})
+
+
+def category_points(files: Sequence[CocoFile], names: dict[int, str]) -> int | None:
+    """Keypoints of an object of these classes; None without. Raises DataError where files do not agree."""
+    for file in files:
+        _match_categories(file, names, Problems())
+    return _agreed_points(files, None)
+
+
 def category_names(files: Sequence[CocoFile]) -> dict[int, str]:
     """Class -> name: the categories of all files, numbered in the order of their ids."""
     found: dict[Identity, str] = {}
