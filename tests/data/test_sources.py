@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mtyolo.api import build
 from mtyolo.config.data import DataConfig
+from mtyolo.data.formats.coco import read_json
 from mtyolo.data.formats.masks import rle_mask
 from mtyolo.data.records import Split
 from mtyolo.data.sources import read_data
@@ -304,6 +307,69 @@ def test_a_json_that_is_elsewhere_does_not_keep_the_others_from_telling_the_poin
     put(pointed, pointed.read_text() + "names: [person]\n")
     (pointed.parent / "val.json").unlink()
     assert read_data(pointed).points() == 2
+
+
+POLYGON = [10, 10, 40, 10, 40, 40, 10, 40]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "left"),
+    [
+        (
+            {"segmentation": [[10, 10, 1e9, 10, 1e9, 1e9]]},
+            r"a polygon reaches 1e\+09, far outside the image of 100x80",
+            2,
+        ),
+        ({"segmentation": [[10, 10, -1e30, 10, 40, 40]]}, r"a polygon reaches 1e\+30, far outside", 2),
+        ({"segmentation": [[10, 10, 10**400, 10, 40, 40]]}, "a polygon needs pairs of finite numbers", 2),
+        ({"segmentation": [[[10, 10], [40, 10]] * 3]}, "a polygon needs pairs of finite numbers", 2),
+        ({"segmentation": {"size": [80, 100], "counts": ["4000", "4000"]}}, "must be counts that sum to 8000", 2),
+        ({"segmentation": {"size": [80, 100], "counts": [10**400]}}, "must be counts that sum to 8000", 2),
+        ({"bbox": [10**400, 10, 30, 30]}, "bbox with a number that is too large", 1),
+        ({"iscrowd": "no"}, "iscrowd 'no' is neither 0 nor 1", 1),
+        ({"iscrowd": 2}, "iscrowd 2 is neither 0 nor 1", 1),
+        ({"iscrowd": [0]}, r"iscrowd \[0\] is neither 0 nor 1", 1),
+        ({"segmentation": [[x * 5 for x in POLYGON]]}, "", 2),
+        ({"iscrowd": "0"}, "", 2),
+        ({"iscrowd": False}, "", 2),
+        ({"iscrowd": None}, "", 2),
+    ],
+)
+def test_an_annotation_with_impossible_values_is_named(
+    tmp_path: Path, changes: dict[str, Any], said: str, left: int
+) -> None:
+    split = load_annotations(tmp_path, changes, {})
+    assert len(split.records[0].labels) == left
+    assert not split.records[0].labels.crowd.any()
+    assert len(split.problems) == bool(said)
+    assert re.search(f"annotation 1: .*{said}" if said else "", split.problems.summary())
+
+
+@pytest.mark.parametrize("crowd", [1, "1", True])
+def test_crowd_is_a_number_a_text_or_true(tmp_path: Path, crowd: object) -> None:
+    assert load_annotations(tmp_path, {"iscrowd": crowd}, {}).records[0].labels.crowd.tolist() == [True, False]
+
+
+def load_annotations(folder: Path, *changes: dict[str, Any]) -> Split:
+    """A picture with a box and its outline for each of the changes."""
+    write(folder / "images", "a")
+    usual = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30], "segmentation": [POLYGON], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{**usual, "id": number, **change} for number, change in enumerate(changes, 1)],
+    }
+    put(folder / "cups.json", json.dumps(content))
+    return load_split(DataConfig(path=str(folder), train="images", annotations={"train": "cups.json"}), "train")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"images": [], "a": 1' + "0" * 5000 + "}", "[" * 200_000], ids=["digits", "brackets"]
+)
+def test_a_json_that_python_does_not_take_in_is_refused(tmp_path: Path, text: str) -> None:
+    put(tmp_path / "odd.json", text)
+    with pytest.raises(DataError, match=r"odd\.json: not json text"):
+        read_json(tmp_path / "odd.json")
 
 
 @pytest.mark.parametrize("sigma", ["0", "-0.1", ".inf", ".nan"])

@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         empty = "the file is empty" if path.stat().st_size == 0 else error.msg
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not valid json: {empty}") from None
-    except UnicodeDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, brackets without end
         raise DataError(f"{path}: not json text: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f"{path}: not a COCO json: expected an object with images, annotations and categories")

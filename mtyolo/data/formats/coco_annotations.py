@@ -113,7 +113,10 @@ def _instance(
     skip: Callable[[str, str], None],
 ) -> Instance | None:
     """One annotation as an object, or None (a problem then). `known`: what another file has under its id."""
-    crowd = bool(annotation.get("iscrowd", 0))
+    crowd = _is_crowd(annotation.get("iscrowd"))
+    if crowd is None:
+        skip(SKIPPED, f"iscrowd {annotation['iscrowd']!r} is neither 0 nor 1")
+        return None
     box, segment = annotation.get("bbox"), None
     corners = None if box is None else _clipped(box, image)
     if known is not None and corners == known.box_xyxy:
@@ -135,12 +138,21 @@ def _instance(
     return Instance(number, corners, segment, keypoints, crowd)
 
 
+def _is_crowd(value: Any) -> bool | None:
+    """Of a region: 0 or 1, which some tools write as text. None for anything else."""
+    if value in (0, None, "0"):
+        return False
+    return True if value in (1, "1") else None
+
+
 def _clipped(box: Any, image: ImageReading) -> tuple[float, float, float, float] | str:
     """A COCO bbox as corners inside the image, or why it is none."""
     try:
         x, y, width, height = (float(value) for value in box)
     except (TypeError, ValueError):
         return f"bbox {box} is not four numbers"
+    except OverflowError:
+        return "bbox with a number that is too large"
     if not np.isfinite([x, y, width, height]).all():
         return f"bbox {box} is not finite"
     if width <= 0 or height <= 0:

@@ -13,6 +13,9 @@ from mtyolo.data.records import Rle
 
 LONGEST_RUN_BYTES = 8
 """One run of up to 2^39 pixels."""
+FARTHEST = 10.0
+"""How far from the origin a polygon may reach, in units of the image's longer side. Memory for its outline grows with
+its length, and what lies so far off is no rounding."""
 POLYGON_NUMBERS = 6
 """Three points: fewer enclose nothing."""
 
@@ -34,6 +37,9 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle | str
         return "a polygon needs at least three points"
     if not all(len(polygon) % 2 == 0 and finite(polygon) for polygon in polygons):
         return "a polygon needs pairs of finite numbers"
+    farthest = max(np.abs(np.asarray(polygon, np.float64)).max() for polygon in polygons) if polygons else 0.0
+    if farthest > FARTHEST * max(height, width):
+        return f"a polygon reaches {farthest:g}, far outside the image of {width}x{height}"
     rle = polygons_to_rle(polygons, height, width)
     return rle if shows_something(rle) else "the polygon encloses no pixel"
 
@@ -43,7 +49,7 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
     if size != [height, width]:
         return f"run lengths for size {size}, the image is [{height}, {width}]"
     if isinstance(counts, list):
-        if not finite(counts) or min(counts, default=0) < 0 or sum(counts) != height * width:
+        if not _are_counts(counts) or sum(counts) != height * width:
             return f"run lengths must be counts that sum to {height * width}"
         rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
     elif isinstance(counts, (str, bytes)) and counts:
@@ -59,9 +65,14 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
 def finite(numbers: Sequence[Any]) -> bool:
     """Are these all numbers, and none of them infinite or NaN?"""
     try:
-        return bool(np.isfinite(np.asarray(numbers, np.float64)).all())
-    except (TypeError, ValueError):
+        array = np.asarray(numbers, np.float64)
+    except (TypeError, ValueError, OverflowError):  # the last: an integer of 400 digits
         return False
+    return array.ndim == 1 and bool(np.isfinite(array).all())
+
+
+def _are_counts(counts: list[Any]) -> bool:
+    return finite(counts) and all(isinstance(count, (int, float)) and 0 <= count == int(count) for count in counts)
 
 
 def run_lengths(compressed: bytes) -> list[int]:
