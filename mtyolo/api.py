@@ -16,7 +16,7 @@ from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.reading import nearest
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.records import Split
+from mtyolo.data.records import Split, names_differ
 from mtyolo.data.sources import SPLITS, read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError
@@ -180,10 +180,15 @@ def classes_and_points(data: Data) -> tuple[dict[int, str], int | None]:
 
 def _agreeing(model: Model, path: Path, data: Data) -> Model:
     names, points = classes_and_points(data)
-    if names and names != model.names:
+    difference = names_differ(names, model.names)
+    if names and (difference or len(names) != len(model.names)):
         ours, theirs = set(names.values()), set(model.names.values())
         missing = sorted(ours - theirs)
-        hint = f"{missing[0]!r} is unknown to it; {nearest(missing[0], theirs)}" if missing else "their numbers differ"
+        hint = (
+            f"{missing[0]!r} is unknown to it; {nearest(missing[0], theirs)}"
+            if missing
+            else difference or "it knows more"
+        )
         raise CheckpointError(
             f"{path}: has {len(theirs)} classes, the data set {len(ours)}: {hint}; "
             "build the model's YAML for this data, or validate on data with the classes it was trained on"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,6 +151,20 @@ class Split:
         labels = [record.labels for record in self.records if "keypoint" in record.labels.labelled]
         found = [one.classes[(one.keypoints[..., 2] > 0).any(1)] for one in labels if one.keypoints is not None]
         return np.unique(np.concatenate(found)).tolist() if found else []
+
+
+def names_differ(data: Mapping[int, str], model: Mapping[int, str]) -> str | None:
+    """Which class is called differently, in words; None where all agree, or one of the two only counts its classes."""
+    if any(all(name == str(number) for number, name in names.items()) for names in (data, model)):
+        return None
+    different = [number for number in data if data[number] != model.get(number)]
+    if not different:
+        return None
+    first = different[0]
+    return (
+        f"{len(different)} of {len(data)} classes are called differently: "
+        f"{first} is {data[first]!r} in the data and {model.get(first)!r} in the model"
+    )
 
 
 def pictures_only(split: Split) -> Split:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from mtyolo.data.loader import Dataset, make_loader
-from mtyolo.data.records import ImageRecord, Split, pictures_only
+from mtyolo.data.records import ImageRecord, Split, names_differ, pictures_only
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
@@ -86,6 +86,11 @@ def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) 
         raise ConfigError(
             f"split {split.name}: the data has {len(split.names)} classes, the model predicts {len(model.names)}; "
             "validate on the data that the model was trained for"
+        )
+    if difference := names_differ(split.names, model.names):
+        raise ConfigError(
+            f"split {split.name}: {difference}; validate on the data that the model was trained for, with names in its "
+            "order"
         )
     wanted = tuple(tasks) if tasks is not None else tuple(task for task in model.tasks if split.count(task))
     if not wanted:

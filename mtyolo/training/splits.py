@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
-from mtyolo.data.records import Split
+from mtyolo.data.records import Split, names_differ
 from mtyolo.data.sources import read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
@@ -43,6 +43,11 @@ def _check(split: Split, model: Model) -> None:
         raise ConfigError(
             f"the data has {len(split.names)} classes, the model {len(model.names)}{hint}; "
             "build the model for this data: mtyolo.build(model, data=…)"
+        )
+    if difference := names_differ(split.names, model.names):
+        raise ConfigError(
+            f"split {split.name}: {difference}; put names of the data into the model's order, or build the model for "
+            "this data: mtyolo.build(model, data=…)"
         )
     if model.keypoints is not None and split.points not in (None, model.keypoints):
         raise ConfigError(f"the data has {split.points} keypoints, the model {model.keypoints}; build it for this data")

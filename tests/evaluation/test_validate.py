@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtyolo.api import open_model
 from mtyolo.assembly import build
-from mtyolo.checkpoint import load
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
-from mtyolo.errors import ConfigError, DataError
+from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.evaluation.pictures import comparison
 from mtyolo.evaluation.validate import validate
 from mtyolo.model import Model
@@ -190,6 +191,9 @@ def test_a_damaged_image_counts_for_nothing(official: Model, val: Split, tmp_pat
 def test_a_split_that_does_not_fit_the_model_is_refused(official: Model, three_tasks: Model, val: Split):
     with pytest.raises(ConfigError, match="the data has 1 classes, the model predicts 80"):
         validate(official, replace(val, names={0: "cell"}))
+    swapped = val.names | {0: "bicycle", 1: "person"}
+    with pytest.raises(ConfigError, match=r"2 of 80 .*: 0 is 'bicycle' in the data and 'person' in the model"):
+        validate(official, replace(val, names=swapped))
     with pytest.raises(ConfigError, match="no branch 'keypoint'; it predicts detect"):
         validate(official, val, tasks=["keypoint"])
     with pytest.raises(ConfigError, match="labelled with 5 keypoints, the model predicts 17"):
@@ -199,6 +203,20 @@ def test_a_split_that_does_not_fit_the_model_is_refused(official: Model, three_t
         validate(official, replace(val, records=bare))
     with pytest.raises(DataError, match="no image is labelled for segment; leave it out"):
         validate(three_tasks, replace(val, records=bare), tasks=["segment"])
+
+
+def test_a_model_that_only_counts_its_classes_is_judged(val: Split):
+    metrics = validate(build("yolov5n.yaml"), first(val, 1), size=SMALL)
+    assert metrics.tasks["detect"].objects == int((~val.records[0].labels.crowd).sum())
+
+
+def test_weights_are_opened_for_data_that_calls_classes_as_they_do(coco_mini: Path, val: Split, tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(build("yolov5n.yaml"), path)
+    assert open_model(path, data=coco_mini).names[0] == "0", "it only counts its classes"
+    save_weights(build("yolov5n.yaml", names=val.names | {0: "bicycle", 1: "person"}), path)
+    with pytest.raises(CheckpointError, match="0 is 'person' in the data and 'bicycle' in the model"):
+        open_model(path, data=coco_mini)
 
 
 def test_the_picture_shows_truth_and_prediction_of_each_image(three_tasks: Model, val: Split):

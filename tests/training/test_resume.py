@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from mtyolo.api import build
@@ -149,6 +150,20 @@ def test_a_run_from_before_there_were_heatmaps_goes_on_without_them(
     run = train(resume=tmp_path, judge=Judge(SignalAfter(0, 0)), progress=False)
     assert run.results[-1]["epoch"] == config.epochs * 2
     assert load(run.last).keypoint.heatmaps is False
+
+
+def test_a_data_file_whose_classes_were_swapped_meanwhile_is_refused(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.yaml"
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    data.write_text(yaml.safe_dump(content))
+    judge = Judge(SignalAfter(2, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(make_model(), data, out=tmp_path / "run", judge=judge, plan=PLAN, config=config, progress=False)
+    data.write_text(yaml.safe_dump(content | {"names": {0: "disc", 1: "square"}}))
+    with pytest.raises(ConfigError, match=r"0 is 'disc' in the data and 'square' in the model"):
+        train(resume=tmp_path / "run", progress=False)
 
 
 def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path: Path) -> None:

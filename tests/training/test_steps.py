@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from torchjd.aggregation import Sum
 
+from mtyolo.api import build
 from mtyolo.balance import AGGREGATORS, make_balancer
 from mtyolo.balance.gradient import GradientBalancer
 from mtyolo.config.plan import read_plan
@@ -28,6 +30,7 @@ from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import TasksObjective
 from mtyolo.training.optimizer import make_optimizer, set_rates
+from mtyolo.training.splits import open_splits
 from mtyolo.training.stages import freeze, plan_stages
 from mtyolo.training.train import train
 from mtyolo.training.work import make_work
@@ -253,6 +256,26 @@ def test_the_data_must_be_that_of_the_model(make_model: MakeModel, tmp_path: Pat
         (tmp_path / name).symlink_to(shapes.parent / name)
     with pytest.raises(ConfigError, match=r"the data has 3 classes, the model 2; 'star'"):
         train(make_model(), other, config=TrainConfig(epochs=1), out=tmp_path / "run", progress=False)
+
+
+def test_classes_in_another_order_are_no_data_for_this_model(
+    make_model: MakeModel, tmp_path: Path, shapes: Path
+) -> None:
+    swapped = {"path": str(shapes.parent), "names": {0: "disc", 1: "square"}}
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(yaml.safe_load(shapes.read_text()) | swapped))
+    said = r"split train: 2 of 2 classes are called differently: 0 is 'disc' in the data and 'square' in the model"
+    with pytest.raises(ConfigError, match=said):
+        train(make_model(), other, config=TrainConfig(epochs=1), out=tmp_path / "run", progress=False)
+
+
+def test_a_model_that_only_counts_its_classes_takes_their_names_as_they_come(
+    make_model: MakeModel, shapes: Path
+) -> None:
+    whole = make_model().config
+    model = build(whole.model_copy(update={"names": {0: "0", 1: "1"}}))
+    train_split, _ = open_splits(shapes, model)
+    assert train_split.names == {0: "square", 1: "disc"}
 
 
 def test_the_largest_batch_is_read_off_a_straight_line() -> None:
