@@ -60,7 +60,9 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
         if row:
             start: Row = {"epoch": 0, "stage": ""}
             run.add(start | row)
-            tools.display.say("before training: " + ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+            # Without metrics of which the validation images show nothing: they have no value.
+            found = [f"{name} {value:.3f}" for name, value in row.items() if isinstance(value, float)]
+            tools.display.say(f"before training: {', '.join(found) or 'the validation images show nothing to find'}")
         state.save(None)
 
 
@@ -114,7 +116,8 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
         work.distiller.end_epoch(row.get("fitness"))
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}
     state.run.add(row)
-    tools.accelerator.log(row, step=stage.first_epoch + position.epoch)
+    known = {name: value for name, value in row.items() if value is not None}  # not every tracker takes None
+    tools.accelerator.log(known, step=stage.first_epoch + position.epoch)
     state.run.keep_weights(state.model, state.ema.model, row)
     state.save(work)
     tools.display.epoch_ends(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -104,6 +105,8 @@ def teacher_reports(
         options = {"size": config.imgsz, "batch": config.batch, "tasks": tasks}
         found = judge.validate(course.opened.teacher, split, **options).fitness
         own = judge.validate(model, split, **options, **stored).fitness
+        if math.isnan(found):  # the split shows nothing to find for these tasks
+            continue
         words = f"teacher {course.name}: {', '.join(tasks)} {found:.3f}, the student {own:.3f}"
         if found < own + LEAD:
             words = f"warning: {words}: less than {LEAD * 100:.0f} points better, it may teach little"

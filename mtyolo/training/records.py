@@ -79,7 +79,9 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
+    """Those with a number in some row: where validation has nothing to find, a metric has none."""
+    found = (column for row in rows for column, value in row.items() if isinstance(value, (int, float)))
+    return list(dict.fromkeys(found))
 
 
 def _boundaries(rows: Sequence[Row]) -> list[tuple[float, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def test_a_teacher_that_is_not_five_points_better_is_warned_of(
     assert line.startswith("warning:") == warned
     assert f"teacher teacher1: detect {teacher:.3f}, the student {student:.3f}" in line
     assert ("less than 5 points better" in line) == warned
+
+
+def test_nothing_is_said_where_the_split_has_nothing_to_find(shapes: Path, tmp_path: Path) -> None:
+    assert reports(teacher_file(tmp_path), shapes, Marks(math.nan, math.nan), output=SCALED) == []
 
 
 def test_without_the_check_nobody_is_validated(shapes: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Callable
@@ -156,6 +157,54 @@ def test_before_the_first_epoch_plan_and_metrics_are_said(watched: Watched) -> N
     (before,) = [line for line in watched.lines if line.startswith("before training: ")]
     metrics = [name for name in watched.run.results[0] if name not in ("epoch", "stage")]
     assert all(f"{name} {watched.run.results[0][name]:.3f}" in before for name in metrics)
+
+
+def nothing_to_find(shapes: Path, folder: Path, **changes: Any) -> Path:
+    """The drawn shapes, with a validation split whose annotations are changed."""
+    for name in ("train", "val", "train.json"):
+        (folder / name).symlink_to(shapes.parent / name)
+    content = json.loads((shapes.parent / "val.json").read_text())
+    content["annotations"] = [one | changes for one in content["annotations"]] if changes else []
+    (folder / "val.json").write_text(json.dumps(content))
+    path = folder / "shapes.yaml"
+    path.write_text(shapes.read_text())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "open_tasks"),
+    [
+        ({"keypoints": [0, 0, 0, 0, 0, 0]}, ["keypoint"]),
+        ({"iscrowd": 1}, ["detect", "keypoint"]),
+        ({}, ["detect", "keypoint"]),
+    ],
+    ids=["no points", "crowd only", "no objects"],
+)
+def test_a_run_goes_on_where_validation_has_nothing_to_find(
+    changes: dict[str, Any],
+    open_tasks: list[str],
+    make_model: MakeModel,
+    shapes: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = nothing_to_find(shapes, tmp_path, **changes)
+    short = config.model_copy(update={"epochs": 1})
+    run = train(make_model(), data, plan="all-at-once", config=short, out=tmp_path / "run")
+    judged = [task for task in TASKS if f"{task}/AP" in run.results[0]]
+    assert [task for task in judged if run.results[0][f"{task}/AP"] is None] == open_tasks
+    lines = capsys.readouterr().out.splitlines()
+    (before,) = [line for line in lines if line.startswith("before training: ")]
+    assert not [task for task in open_tasks if f"{task}/" in before]
+    assert ("fitness" in before) == (len(open_tasks) < len(judged))
+    rows = list(csv.DictReader((run.out / "results.csv").read_text().splitlines()))
+    for row in rows:
+        assert [task for task in judged if not row[f"{task}/AP"]] == open_tasks
+        assert bool(row["fitness"]) == (len(open_tasks) < len(judged))
+    assert "nan" not in (run.out / "results.csv").read_text().lower()
+    assert picture(run.out / "results.png").shape[1] == (4 if len(open_tasks) < len(judged) else 3) * 720
+    assert run.best.exists()
 
 
 def test_the_line_of_an_epoch_has_every_tasks_loss_weight_and_metric_and_the_time_left(watched: Watched) -> None:

@@ -102,6 +102,20 @@ def test_every_epoch_is_told_once_with_its_number_and_its_row(
     assert call["notebook"].closed == 1
 
 
+def test_a_metric_without_a_value_is_not_told(
+    asked: list[dict[str, Any]],
+    make_model: MakeModel,
+    shapes: Path,
+    tracked: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Fitness, "as_dict", lambda self: {"fitness": 0.5, "keypoint/AP": None})
+    run = start(make_model(), shapes, tmp_path, tracked)
+    assert "keypoint/AP" in run.results[-1]
+    assert not any("keypoint/AP" in row for _, row in asked[0]["notebook"].pages)
+
+
 def test_a_resumed_run_goes_on_with_the_epoch_that_was_cut_off(
     asked: list[dict[str, Any]],
     make_model: MakeModel,
