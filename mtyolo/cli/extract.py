@@ -12,6 +12,7 @@ from mtyolo.cli import options
 from mtyolo.cli.output import say, write_json
 
 if TYPE_CHECKING:
+    from mtyolo.config.model import ExtractorConfig
     from mtyolo.data.records import Split
     from mtyolo.data.sources import DataSource
     from mtyolo.features.estimate import Estimate
@@ -89,6 +90,8 @@ def extract(
     opened = open_model(model, data=data, weights=weights, trust=trust)
     if opened.extractor is None or opened.config.extractor is None:
         raise ConfigError(f"{model}: has no extractor, so there are no features to store; see model_cfgs/ for some")
+    if process.is_main_process and opened.config.extractor.imports and model.suffix != ".safetensors":
+        _warn_of_chance(opened, opened.config.extractor)
     settings = ExtractOptions(
         dtype=dtype_of(dtype),
         views=views,
@@ -120,6 +123,20 @@ def extract(
         from mtyolo.features.verify import info
 
         print_info(info(out), json)
+
+
+def _warn_of_chance(model: Model, config: ExtractorConfig) -> None:
+    """A class of one's own may draw its weights at random; then this store is all that is left of them."""
+    from mtyolo.extractors import make_extractor
+    from mtyolo.extractors.pretrained import identity_of
+
+    assert model.extractor is not None
+    again = make_extractor(config, (), trust=True)
+    if identity_of(again) != identity_of(model.extractor):
+        say(
+            f"warning: {config.name} has other weights each time it is made, so no model trained on this store can be "
+            "used with images; save them as .safetensors, and name that file under extractor.weights"
+        )
 
 
 def _given_features(

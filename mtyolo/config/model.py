@@ -41,6 +41,11 @@ class ExtractorConfig(Strict):
     arguments: dict[str, Any] = {}
     """Further arguments of the timm model or class."""
 
+    @property
+    def imports(self) -> bool:
+        """Is it a class of a user's own, named as package.module:Class?"""
+        return ":" in self.name
+
     @model_validator(mode="after")
     def _levels_belong_to_features(self) -> ExtractorConfig:
         if self.name == "features" and not self.levels:
@@ -127,7 +132,7 @@ class ModelConfig(Strict):
     @property
     def imports(self) -> bool:
         """Does it name classes of a user's own, as package.module:Class?"""
-        return ":" in self.adapters.type or (self.extractor is not None and ":" in self.extractor.name)
+        return ":" in self.adapters.type or (self.extractor is not None and self.extractor.imports)
 
     def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
         """The same where these classes have points, if any, beside those that had some before; with these sigmas."""

@@ -180,6 +180,20 @@ def test_an_extractor_of_ones_own_from_training_to_judging_its_stored_features(
     assert "with --features it sees none" in capsys.readouterr().err
 
 
+def test_features_of_an_extractor_with_random_weights_come_with_a_warning(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = OWN.replace("for stride in (8, 16, 32))", "for stride in (8, 16, 32))\n        self.drawn = Linear(1, 1)")
+    (tmp_path / "drawn_by_chance.py").write_text(
+        drawn.replace("from mtyolo", "from torch.nn import Linear\nfrom mtyolo", 1)
+    )
+    (tmp_path / "own.yaml").write_text(OWN_MODEL.replace("colours_of_mine", "drawn_by_chance"))
+    arguments = ["extract", "-m", "own.yaml", "-d", str(shapes), "--imgsz", "64", "--out", "store", "--trust"]
+    assert main(arguments) == 0
+    assert "drawn_by_chance:Colours has other weights each time it is made" in capsys.readouterr().err
+
+
 def test_the_command_to_go_on_with_can_be_copied(tmp_path: Path) -> None:
     said = str(Interrupted(tmp_path / "my run", signal.SIGINT, imports=True))
     assert said.endswith(f"go on with: mtyolo train --resume '{tmp_path}/my run' --trust")
