@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import set_seed
+
+from mtyolo.assembly import assemble
+from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
+from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError
+from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, Position, random_states, save_state, set_random_states
 from mtyolo.training.ema import Ema
+from mtyolo.training.processes import copy_from_first
 from mtyolo.training.records import Means
 from mtyolo.training.run import Run
 from mtyolo.training.settings import Settings
@@ -76,3 +85,28 @@ class RunState:
                     f"begin anew with --weights {self.run.last}"
                 ) from None
             set_random_states(saved["random"])
+
+
+def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool = False) -> Model:
+    """The model of a run that is resumed, still without its weights."""
+    config = ModelConfig.model_validate_json(settings.model)
+    if saved is not None:
+        config = config_as_written(config, saved["model"])
+    inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
+    given = stand_in(settings.features) if settings.features and not inside else None
+    return assemble(config, weights=False, stand_in=given, trust=trust)
+
+
+def make_state(
+    model: Model, settings: Settings, folder: Path, device: torch.device, saved: dict[str, Any] | None
+) -> RunState:
+    """At its start, or as it was saved: the model on its device, alike in all processes, and the random states."""
+    config = TrainConfig.model_validate_json(settings.config)
+    set_seed(config.seed)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if saved is None:
+        copy_from_first(model)  # what was left to chance
+    state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
+    if saved:
+        state.load(saved)
+    return state

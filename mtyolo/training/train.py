@@ -10,26 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 
-from mtyolo.assembly import assemble
-from mtyolo.checkpoint import EXTRACTOR, config_as_written
-from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
-from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
-from mtyolo.training.ema import Ema
 from mtyolo.training.judging import Judge
 from mtyolo.training.objectives import Losses
 from mtyolo.training.optimizer import clip_gradients, set_rates
 from mtyolo.training.processes import (
     any_process,
-    copy_from_first,
     from_first,
     is_first,
     leave_processes,
@@ -42,7 +35,7 @@ from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits, say_problems
 from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
-from mtyolo.training.state import RunState
+from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
 from mtyolo.training.work import StageWork, make_work
@@ -126,31 +119,6 @@ def train_in_group(
         if followed and any_process([stop.asked], device)[0]:
             raise Interrupted(folder, stop.signal_number, imports=model.config.imports)
     return state.run
-
-
-def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool = False) -> Model:
-    """The model of a run that is resumed, still without its weights."""
-    config = ModelConfig.model_validate_json(settings.model)
-    if saved is not None:
-        config = config_as_written(config, saved["model"])
-    inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
-    given = stand_in(settings.features) if settings.features and not inside else None
-    return assemble(config, weights=False, stand_in=given, trust=trust)
-
-
-def make_state(
-    model: Model, settings: Settings, folder: Path, device: torch.device, saved: dict[str, Any] | None
-) -> RunState:
-    """At its start, or as it was saved: the model on its device, alike in all processes, and the random states."""
-    config = TrainConfig.model_validate_json(settings.config)
-    set_seed(config.seed)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if saved is None:
-        copy_from_first(model)  # what was left to chance
-    state = RunState(model, Ema(model, config.ema_decay), Run(folder), settings)
-    if saved:
-        state.load(saved)
-    return state
 
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
