@@ -11,12 +11,16 @@ from safetensors import SafetensorError
 
 from mtyolo.errors import MtyoloError
 
+WRITING = ("os error", "I/O error", "PytorchStreamWriter", "inline_container")
+"""In messages of safetensors and torch, which have no error of their own for a full disk."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write to; what stands there at the end is flushed to the disk and becomes `path`.
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """Gives a name beside `path` to write to; what stands there at the end becomes `path`.
 
-    Makes the folder. Raises MtyoloError where nothing can be written, and leaves what was there before.
+    Makes the folder. lasting: flush it to the disk first; not for what is easily made again. Raises MtyoloError where
+    nothing can be written, and leaves what was there before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -26,9 +30,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors say it in their own ways
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not any(words in str(error) for words in WRITING):
+            raise
         raise MtyoloError(
             f"{path}: can not be written: {_reason(error)}; what was there before is unharmed: make room, or see to "
             "the folder's rights, and go on"
@@ -46,5 +53,4 @@ def write_whole(path: Path, content: bytes) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

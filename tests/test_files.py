@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mtyolo.errors import MtyoloError
@@ -46,7 +47,10 @@ def test_what_can_not_be_written_leaves_what_was_there(error: Exception, reason:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), replacing(tmp_path / "results.csv"):
-        raise KeyError("a mistake of the program")
+@pytest.mark.parametrize(
+    "error", [KeyError("a mistake"), RuntimeError("tensors share memory"), SafetensorError("none")]
+)
+def test_other_errors_are_not_hidden(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), replacing(tmp_path / "results.csv"):
+        raise error
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -155,9 +156,9 @@ class Split:
 
 def names_differ(data: Mapping[int, str], model: Mapping[int, str]) -> str | None:
     """Which class is called differently, in words; None where all agree, or one of the two only counts its classes."""
-    if any(all(name == str(number) for number, name in names.items()) for names in (data, model)):
+    if _only_counts(data) or _only_counts(model):
         return None
-    different = [number for number in data if data[number] != model.get(number)]
+    different = [n for n in data if data[n].strip().casefold() != model.get(n, "").strip().casefold()]
     if not different:
         return None
     first = different[0]
@@ -165,6 +166,13 @@ def names_differ(data: Mapping[int, str], model: Mapping[int, str]) -> str | Non
         f"{len(different)} of {len(data)} classes are called differently: "
         f"{first} is {data[first]!r} in the data and {model.get(first)!r} in the model"
     )
+
+
+def _only_counts(names: Mapping[int, str]) -> bool:
+    """Are these what programs write who were told no names: 0, class0, class_0; or item, for a single class?"""
+    if list(names.values()) == ["item"]:
+        return True
+    return all(re.fullmatch(rf"(class_?)?{number}", name) for number, name in names.items())
 
 
 def pictures_only(split: Split) -> Split:

@@ -88,15 +88,21 @@ class DataSource:
 
     def points(self) -> int | None:
         """Keypoints of an object, as kpt_shape or a COCO json has it, of this file or of one that it joins."""
-        for part in self.parts():
-            if part.config.kpt_shape:
-                return part.config.kpt_shape[0]
-            names = part.names()
-            for split in SMALLEST_FIRST if names else ():
-                files = [part._outline(path) for path in part.annotation_files(split) if path.exists()]
-                if points := category_points(files, names or {}):
-                    return points
-        return None
+        found = (part._own_points() for part in self.parts() if part.gives_points)
+        return next((points for points in found if points), None)
+
+    @property
+    def gives_points(self) -> bool:
+        """May its images be labelled for keypoints?"""
+        return self.config.tasks is None or "keypoint" in self.config.tasks
+
+    def _own_points(self) -> int | None:
+        """The first json that is there speaks for all: they may be large."""
+        if self.config.kpt_shape:
+            return self.config.kpt_shape[0]
+        every = ([path for path in self.annotation_files(split) if path.exists()] for split in SMALLEST_FIRST)
+        files, names = next(filter(None, every), []), self.names()
+        return category_points([self._outline(path) for path in files], names) if files and names else None
 
     def _outline(self, path: Path) -> CocoFile:
         if path not in self.outlines:

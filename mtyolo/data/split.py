@@ -161,7 +161,7 @@ def _split(
 
 def _check_about_points(data: DataSource, points: int) -> None:
     """What each data file says about points, against how many the labels have: kpt_shape need not be there."""
-    for part in data.parts():
+    for part in (part for part in data.parts() if part.gives_points):
         if mistake := part.config.mistake_about(points, "the labels have"):
             raise ConfigError(f"{part.place(mistake[0])}: {mistake[1]}")
 

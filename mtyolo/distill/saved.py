@@ -93,7 +93,7 @@ class SavedLessons:
         tensors = _named(self.teacher.lesson(pixels(images)))
         for number, path in enumerate(paths):
             one = {name: tensor[number].half().cpu().movedim(0, 2).contiguous() for name, tensor in tensors.items()}
-            with replacing(path) as temporary:
+            with replacing(path, lasting=False) as temporary:
                 save_file(one, temporary)
 
 

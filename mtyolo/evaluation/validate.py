@@ -89,8 +89,8 @@ def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) 
         )
     if difference := names_differ(split.names, model.names):
         raise ConfigError(
-            f"split {split.name}: {difference}; validate on the data that the model was trained for, with names in its "
-            "order"
+            f"split {split.name}: {difference}; validate on the data that the model was trained for, with the classes "
+            "called as it knows them, in its order"
         )
     wanted = tuple(tasks) if tasks is not None else tuple(task for task in model.tasks if split.count(task))
     if not wanted:

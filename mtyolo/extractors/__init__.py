@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def make_extractor(
     hint = f"did you mean {PREFIX}{config.name}?" if "/" not in config.name else nearest(config.name, known)
     raise ConfigError(
         f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes by "
-        "name: mtyolo.load(…, extractors={name: class}))"
+        "name, as extractors={name: class} of mtyolo.build and mtyolo.load)"
     )
 
 
@@ -75,9 +76,10 @@ def _own(config: ExtractorConfig, make: Callable[..., Any]) -> Extractor:
             "and what it must know goes under extractor.arguments"
         )
     extractor = call_own(f"extractor.arguments: {config.name}", make, **config.arguments)
-    extractor.levels = _levels(config.name, getattr(extractor, "levels", None))
-    if not getattr(extractor, "identity", None):
-        extractor.identity = {"name": type(extractor).__name__}
+    said: Any = getattr(extractor, "levels", None)
+    levels = _levels(config.name, said)
+    if not all(isinstance(level, Level) and all(type(number) is int for number in level) for level in said):
+        extractor.levels = levels
     if config.weights not in ("imagenet", "none"):
         fill(extractor, read_tensors(Path(config.weights)), config.weights)
     return extractor  # type: ignore[no-any-return]
@@ -88,12 +90,13 @@ def _levels(name: str, levels: Any) -> tuple[Level, ...]:
     if not levels:
         raise ConfigError(f"extractor.name: {name} has no levels; {remedy}")
     try:
-        found = tuple(Level(*level) for level in levels)
+        # As numbers of any make, and in the class's order, in which adapters count what comes.
+        found = tuple(Level(*map(operator.index, level)) for level in levels)
     except TypeError:
         found = ()
-    if not found or not all(isinstance(number, int) and number > 0 for level in found for number in level):
+    if not found or min(min(level) for level in found) < 1:
         raise ConfigError(f"extractor.name: {name}: its levels are {levels!r}; {remedy}")
-    return tuple(sorted(found))
+    return found
 
 
 __all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor"]

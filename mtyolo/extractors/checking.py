@@ -25,7 +25,7 @@ def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) 
     for level in levels:
         _check_kind(level.stride, pyramid[level.stride])
     if size is None:
-        finest = levels[0].stride
+        finest = min(levels).stride
         height, width = pyramid[finest].shape[-2:]
         size = (height * finest, width * finest)
     for level in levels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -83,15 +84,22 @@ class StageLoader:
         for view in range(passes, self.views):
             self.dataset.set_epoch(number * self.views + view)
             self.portion.skip = rest if view == passes else 0
-            yield from self._pass()
-
-    def _pass(self) -> Iterator[Batch]:
-        try:
             yield from self.loader
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):  # torch has no error of its own for that
-                raise
-            raise DataError(
-                "a process that reads images was killed, most likely for want of memory: use fewer --workers or a "
-                "smaller --batch, or go on with --resume"
-            ) from None
+
+
+KILLED = ("exited unexpectedly", "is killed by signal")
+"""What torch says, having no error of its own for it; also in the middle of a step."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around the use of batches: says what to do when a process that reads images was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in KILLED):
+            raise
+        raise DataError(
+            "a process that reads images was killed, most likely for want of memory: use fewer --workers or a "
+            "smaller --batch, or go on with --resume"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import re
 import time
@@ -20,6 +19,11 @@ from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE
 from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
+
+try:
+    import fcntl
+except ImportError:  # not everywhere
+    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -103,7 +107,8 @@ def alone_in(folder: Path) -> Iterator[Path]:
     """
     with (folder / LOCK).open("a") as lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # systems differ
             raise ConfigError(
                 f"{folder}: another process is training there; wait for it, or name another --out"

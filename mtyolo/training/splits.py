@@ -46,8 +46,8 @@ def _check(split: Split, model: Model) -> None:
         )
     if difference := names_differ(split.names, model.names):
         raise ConfigError(
-            f"split {split.name}: {difference}; put names of the data into the model's order, or build the model for "
-            "this data: mtyolo.build(model, data=…)"
+            f"split {split.name}: {difference}; call the classes of the data as the model does, in its order, or build "
+            "the model for this data: mtyolo.build(model, data=…)"
         )
     if model.keypoints is not None and split.points not in (None, model.keypoints):
         raise ConfigError(f"the data has {split.points} keypoints, the model {model.keypoints}; build it for this data")

@@ -19,6 +19,7 @@ from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
 from mtyolo.training.judging import Judge
+from mtyolo.training.loading import reading
 from mtyolo.training.objectives import Losses
 from mtyolo.training.optimizer import clip_gradients, set_rates
 from mtyolo.training.processes import (
@@ -100,6 +101,8 @@ def train_in_group(
     device = own_device(config.device)
     with ExitStack() as held:
         folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
+        if saved:
+            saved = read_state(folder)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
@@ -136,7 +139,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
             begin_stage(state, stage, work, tools)
         saved = None
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
-            train_epoch(state, stage, work, tools)
+            with reading():
+                train_epoch(state, stage, work, tools)
             end_epoch(state, stage, work, tools)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
@@ -160,10 +164,16 @@ def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:
 
 
 def try_stages(state: RunState, stages: list[Stage], tools: Tools) -> None:
-    """Make all that each stage needs and forget it: what is wrong with the last is said before the first is trained."""
-    random = random_states()
+    """Make all that each stage needs and forget it: what is wrong with the last is said before the first is trained.
+
+    But for teachers that the run itself makes on the way.
+    """
+    random, made = random_states(), {state.run.out.absolute()}
     for stage in stages:
-        work_of(stage, state, tools)
+        teachers = stage.config.distill.teachers if stage.config.distill else []
+        if not any(made.intersection([path, *path.parents]) for path in (Path(t.weights).absolute() for t in teachers)):
+            work_of(stage, state, tools)
+        made |= {Path(teacher.folder).absolute() for teacher in teachers if teacher.folder}
     set_random_states(random)
 
 

@@ -17,7 +17,7 @@ from mtyolo.api import build
 from mtyolo.config.data import DataConfig
 from mtyolo.data.formats.coco import read_json
 from mtyolo.data.formats.masks import rle_mask
-from mtyolo.data.records import Split
+from mtyolo.data.records import Split, names_differ
 from mtyolo.data.sources import read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, DataError
@@ -307,6 +307,40 @@ def test_a_json_that_is_elsewhere_does_not_keep_the_others_from_telling_the_poin
     put(pointed, pointed.read_text() + "names: [person]\n")
     (pointed.parent / "val.json").unlink()
     assert read_data(pointed).points() == 2
+
+
+def test_points_of_data_that_is_not_labelled_for_them_do_not_count(pointed: Path) -> None:
+    put(pointed, pointed.read_text() + "names: [person]\ntasks: [detect]\n")
+    model = build({"detector": {"graph": "yolov5n.yaml"}, "tasks": {"keypoint": {}}}, data=pointed)
+    assert model.keypoints == 17
+
+
+def test_one_json_is_enough_to_tell_that_there_are_no_points(pointed: Path) -> None:
+    put(pointed, pointed.read_text() + "names: [cup]\n")
+    source = read_data(pointed)
+    assert source.points() is None
+    assert [path.name for path in source.outlines] == ["val.json"]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "difference"),
+    [
+        (["person", "cup"], ["person", "cup"], None),
+        (["Person ", "cup"], ["person", "Cup"], None),
+        (["person", "cup"], ["cup", "person"], "2 of 2 .* 0 is 'person' in the data and 'cup' in the model"),
+        (["person", "cup"], ["person", "mug"], "1 of 2 .* 1 is 'cup' in the data and 'mug' in the model"),
+        (["person", "cup"], ["0", "1"], None),
+        (["class0", "class1"], ["person", "cup"], None),
+        (["person", "cup"], ["class_0", "class_1"], None),
+        (["person"], ["item"], None),
+        (["person", "cup"], ["1", "0"], "2 of 2"),
+    ],
+)
+def test_classes_are_compared_by_name_where_both_have_names(
+    data: list[str], model: list[str], difference: str | None
+) -> None:
+    found = names_differ(dict(enumerate(data)), dict(enumerate(model)))
+    assert found is None if difference is None else found is not None and re.search(difference, found)
 
 
 POLYGON = [10, 10, 40, 10, 40, 40, 10, 40]

@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
+from mtyolo.checkpoint import save_weights
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import DataError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE
-from mtyolo.training.loading import StageLoader
+from mtyolo.training.loading import reading
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
@@ -80,12 +81,27 @@ def test_an_image_size_that_does_not_fit_becomes_one_that_does(
     assert run.results == even.results
 
 
-def test_a_reading_process_that_was_killed_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed:
-        def __iter__(self) -> Any:
-            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+@pytest.mark.parametrize(
+    "words", ["worker (pid(s) 7) exited unexpectedly", "worker (pid 7) is killed by signal: Killed."]
+)
+def test_a_reading_process_that_was_killed_ends_in_a_sentence(words: str) -> None:
+    with pytest.raises(DataError, match=r"a process that reads images was killed.*--workers.*--resume"), reading():
+        raise RuntimeError(f"DataLoader {words}")
+    with pytest.raises(RuntimeError, match="of the program"), reading():
+        raise RuntimeError("a mistake of the program")
 
-    loader = StageLoader.__new__(StageLoader)
-    monkeypatch.setattr(loader, "loader", Killed(), raising=False)
-    with pytest.raises(DataError, match=r"a process that reads images was killed.*--workers.*--resume"):
-        list(loader._pass())
+
+def test_a_teacher_that_an_earlier_stage_makes_is_no_mistake(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    save_weights(make_model(), teacher)
+    first = {"weights": str(teacher), "cache": True, "folder": str(tmp_path / "saved"), "output": {"kl": 1}}
+    second = {"weights": str(tmp_path / "saved"), "output": {"kl": 1}}
+    third = {"weights": str(tmp_path / "run" / "last.safetensors"), "output": {"kl": 1}}
+    stages = [
+        {"name": str(number), "epochs": 1, "augment": False, "distill": {"teachers": [one]}}
+        for number, one in enumerate((first, second, third))
+    ]
+    run = train(make_model(), shapes, plan={"stages": stages}, config=config, out=tmp_path / "run", progress=False)
+    assert [row["stage"] for row in run.results if row["stage"]] == ["0", "1", "2"]
