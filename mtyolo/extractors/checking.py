@@ -29,7 +29,7 @@ def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) 
         height, width = pyramid[finest].shape[-2:]
         size = (height * finest, width * finest)
     for level in levels:
-        _check_shape(level, pyramid[level.stride], size, images=len(pyramid[levels[0].stride]))
+        _check_shape(level, pyramid[level.stride], size, images=len(pyramid[min(levels).stride]))
     return size
 
 

@@ -101,8 +101,8 @@ def train_in_group(
     device = own_device(config.device)
     with ExitStack() as held:
         folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
-        if saved:
-            saved = read_state(folder)  # once more: another process may have gone on until it gave the folder away
+        if saved and resume is not None:
+            saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
