@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
 from mtyolo.training.stored import validation_batches
 from mtyolo.training.train import train as run_training
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -150,11 +153,27 @@ def validate(
     features: a store to take features from in place of images; then `size` is the store's. trust: import
     `package.module:Class` that a file names.
     """
-    opened = model if isinstance(model, Model) else open_model(model, data=data, features=features, trust=trust)
+    opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, trust=trust)
     images = load_split(data, split)
     if features is not None:
         options["loader"] = stored_batches(opened, images, features, options.get("batch", 8))
     return evaluation.validate(opened, images, size=size, **options)
+
+
+def open_to_judge(path: str | Path, data: Data, **options: Any) -> Model:
+    """`open_model`, where what it predicts will be judged. Raises CheckpointError where it knows none of the classes,
+    and warns where it knows some: fresh rows find nothing."""
+    model = open_model(path, data=data, **options)
+    fresh = model.fresh_classes
+    if fresh:
+        weights = options.get("weights") or model.config.detector.weights or path
+        found = f"{weights}: does not know {len(fresh)} of {len(model.names)} classes, first {fresh[0]!r}"
+        if len(fresh) == len(model.names):
+            raise CheckpointError(
+                f"{found}; train it on this data first, or call the classes in the data as the weights do"
+            )
+        logger.warning("%s; of these it finds nothing", found)
+    return model
 
 
 def stored_batches(model: Model, split: Split, directory: str | Path, batch: int) -> DataLoader[Batch]:

@@ -51,7 +51,7 @@ def build(
     stand_in: StandIn | None = None,
     trust: bool = False,
 ) -> Model:
-    """Assemble a model and load the weights that its file names.
+    """Assemble a model and load the weights that its file names; with weights it is in evaluation mode.
 
     config: a model file, or a plain YOLOv5 layer list (own backbone, the tasks of its last layer).
     weights: an official checkpoint in place of the one that the file names.
@@ -68,6 +68,7 @@ def build(
     )
     if official is not None:
         transfer(official, model)
+        model.eval()  # or a first look at what it finds would move its BatchNorm statistics
     return model.to(memory_format=torch.channels_last)
 
 

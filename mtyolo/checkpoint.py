@@ -50,7 +50,7 @@ def load(
     stand_in: StandIn | None = None,
     trust: bool = False,
 ) -> Model:
-    """A model from an official `.pt` or from weights that mtyolo wrote. Raises CheckpointError.
+    """A model from an official `.pt` or from weights that mtyolo wrote, in evaluation mode. Raises CheckpointError.
 
     stand_in: what takes the extractor's place where features are stored, as for `assembly.build`.
     """
@@ -71,7 +71,7 @@ def load(
         if model.extractor is not None:
             check_extractor(path, saved.identity, identity_of(model.extractor))
     _fill(path, model, state)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def existing(path: Path | str) -> Path:

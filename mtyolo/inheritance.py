@@ -11,7 +11,7 @@ from torch import Tensor
 from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, existing, read_weights
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.pretrained import identity_of
-from mtyolo.graph.transfer import BOX_ROWS, class_rows
+from mtyolo.graph.transfer import BOX_ROWS, class_rows, unknown_classes
 from mtyolo.model import Model
 
 DETECT = "branches.detect.layers."
@@ -22,7 +22,8 @@ def inherit(path: Path | str, model: Model) -> None:
     """Copy what weights that mtyolo wrote have in common with a model: extractor, adapters, graph, branches.
 
     A branch that the file does not have, or a keypoint branch's heat-maps, stay fresh. Classes are matched by name;
-    those that it does not know stay fresh, too. Features that its extractor did not give are refused.
+    those that it does not know stay fresh, too, and are noted as the model's `fresh_classes`. Features that its
+    extractor did not give are refused. The model is in evaluation mode then.
     Raises CheckpointError naming the first tensor that does not fit.
     """
     path = existing(path)
@@ -43,6 +44,8 @@ def inherit(path: Path | str, model: Model) -> None:
                 f"{path}: {key} is {list(source[key].shape)}, the model needs {list(tensor.shape)}; {_remedy(part)}"
             )
         tensor.copy_(source[key])
+    model.eval()
+    model.fresh_classes = unknown_classes(saved.config.names or {}, model.names)
     if "adapters" in known:
         model.config = model.config.with_known_adapters()
     if model.config.detector.weights is None:  # what adapters are aligned to

@@ -48,6 +48,8 @@ class Model(nn.Module):
         self.branches = nn.ModuleDict(branches)
         self.names = dict(names)
         self.config = config
+        self.fresh_classes: tuple[str, ...] = ()
+        """Names that the weights it was built from do not know: these rows of the detect branch are random."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.config.training import AugmentConfig, TrainConfig
 
 EXAMPLES = (
-    "mtyolo train --model yolov5n-lite0.yaml --data coco_mini.yaml --epochs 60 --freeze-det",
+    "mtyolo train --model yolov5n-lite0.yaml --weights yolov5n.pt --data coco_mini.yaml --epochs 60 --freeze-det",
     "mtyolo train -m yolov5n-multitask.yaml --weights yolov5n.pt -d shapes.yaml --imgsz 320 --device cpu",
-    "mtyolo train -m yolov5n-lite0.yaml -d coco_mini.yaml --plan align-freeze-unfreeze --out runs/aligned",
+    "mtyolo train -m yolov5n-lite0.yaml --weights yolov5n.pt -d coco_mini.yaml --plan align-freeze-unfreeze",
     "mtyolo train --resume runs/train",
 )
 FREEZE_DETECTOR, REFINE, ALIGN_REFINE = "freeze-then-unfreeze", "refine", "align-refine"
@@ -43,7 +43,8 @@ Plan = Annotated[
     typer.Option(
         "--plan",
         help="The stages and what trains in each: a plan file (.yaml), or one that ships with mtyolo by its name.",
-        show_default=f"{FREEZE_DETECTOR} where the detector has official weights, else all-at-once",
+        show_default=f"{FREEZE_DETECTOR} where the detector has official weights (head-first where nothing is fresh), "
+        "else all-at-once",
     ),
 ]
 FreezeDet = Annotated[
@@ -125,7 +126,10 @@ def train(
             "--batch auto measures the student, and the plan's assistants may be larger; say how many"
         )
     if resume is not None:
-        for option in (option for option, value in (given | {"plan": plan}).items() if value is not None):
+        others = {"plan": plan, "model": model, "weights": weights, "out": out, "config": config}
+        switches = {"freeze_det": freeze_det, "no_augment": no_augment}
+        named = [option for option, value in (given | others).items() if value is not None]
+        for option in (*named, *(switch for switch, on in switches.items() if on)):
             say(f"--{option.replace('_', '-')} has no effect beside --resume: the run goes on as it began")
     settings = _settings(config, given | {"batch": None} if automatic else given, no_augment)
 
@@ -136,11 +140,14 @@ def train(
     from mtyolo.training.processes import is_first
 
     set_seed(settings.seed)  # also of what the model file leaves to chance: fresh adapters and branches
-    opened = None if model is None else open_model(model, data=data, weights=weights, features=features, trust=trust)
+    opened = None
+    if model is not None and resume is None:
+        opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
-    chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
+    chosen = plan
     if opened is not None:
+        chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
         say_without_effect(given, chosen, opened)
     run = run_training(
         opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features, trust=trust
@@ -156,6 +163,11 @@ def freezing_plan(path: Path | None, model: Any, features: Path | None) -> str:
     replaced layers gave.
     """
     if path is None or Path(path).suffix != ".safetensors":
+        if path is not None and model.config.detector.weights is None:
+            say(
+                f"warning: --freeze-det: the detector of {path} has no weights, and frozen it stays as random as it "
+                "is; name an official checkpoint, --weights yolov5n.pt, or leave --freeze-det out"
+            )
         return FREEZE_DETECTOR
     from mtyolo.features.manifest import REPLACED
     from mtyolo.original_layers import follows_official

@@ -36,7 +36,7 @@ def val(
         Path | None, typer.Option(help="Write a picture of truth beside prediction, for a few images, to this file.")
     ] = None,
 ) -> None:
-    from mtyolo.api import open_model, stored_batches
+    from mtyolo.api import open_to_judge, stored_batches
     from mtyolo.data.split import load_split
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
@@ -45,7 +45,7 @@ def val(
     found = find_device(device)
     if features is not None and pictures is not None:
         raise ConfigError("--pictures shows what a model finds in images, and with --features it sees none")
-    opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
+    opened = open_to_judge(model, data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
     if len(images.problems):
         say(images.problems.summary())

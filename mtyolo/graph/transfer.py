@@ -36,8 +36,9 @@ def official_name(key: str, head: int) -> str | None:
 def transfer(official: OfficialCheckpoint, model: Model) -> None:
     """Copy an official checkpoint into a model: graph, detect branch, and the segment branch of a -seg file.
 
-    Classes are matched by name where the class lists differ; classes that the checkpoint does not know keep their fresh
-    weights. Its anchors come along: they are never re-fitted under a pretrained head.
+    Classes are matched by name where the class lists differ; those that the checkpoint does not know keep their fresh
+    weights and are noted as the model's `fresh_classes`. Its anchors come along: they are never re-fitted under a
+    pretrained head.
     Raises CheckpointError naming the first tensor that does not fit.
     """
     head = official.graph.head.number
@@ -59,6 +60,7 @@ def transfer(official: OfficialCheckpoint, model: Model) -> None:
                 continue
             raise CheckpointError(_mismatch(official, name, source[name].shape, tensor.shape))
         tensor.copy_(source[name])
+    model.fresh_classes = unknown_classes(official.names, model.names)
 
 
 def _mismatch(official: OfficialCheckpoint, name: str, got: torch.Size, needed: torch.Size) -> str:
@@ -118,6 +120,12 @@ def class_rows(
     found[:, :BOX_ROWS] = rows[:, :BOX_ROWS]
     found[:, [BOX_ROWS + own for own in picks]] = rows[:, [BOX_ROWS + other for other in picks.values()]]
     return found.flatten(0, 1)
+
+
+def unknown_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> tuple[str, ...]:
+    """Those of ours that `class_rows` leaves fresh."""
+    picks = _same_classes(theirs, ours)
+    return tuple(name for number, name in ours.items() if number not in picks)
 
 
 def _same_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> dict[int, int]:

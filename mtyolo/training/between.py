@@ -18,6 +18,7 @@ from mtyolo.original_layers import alignment_teacher
 from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import teacher_reports
+from mtyolo.training.fresh import unknown_in_words
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
 from mtyolo.training.progress import Display
@@ -53,6 +54,8 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     run, config = state.run, tools.config
     if warning := precision_warning(config):
         tools.display.say(warning)
+    for line in unknown_in_words(state.model, stages, tools.split):
+        tools.display.say(line)
     for stage in stages:
         tools.display.say(stage.describe(state.model))
     row = judged(tools.judge, state.model, tools.val_split, tools.store, config)

@@ -17,13 +17,15 @@ from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError, MtyoloError
 from mtyolo.model import Model
+from mtyolo.training.fresh import with_fresh_classes
 from mtyolo.training.splits import Data
 from mtyolo.training.stopping import Interrupted
 
 logger = logging.getLogger(__name__)
 
-PROTECTIVE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "all-at-once"
-"""Without a plan: a detector with official weights is protected, one without has nothing to lose."""
+PROTECTIVE_PLAN, GENTLE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "head-first", "all-at-once"
+"""Without a plan: a detector with official weights is protected from what is fresh, or, where nothing is, moves gently;
+one without has nothing to lose."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def settle(
     if model is None or data is None:
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
+    chosen = with_fresh_classes(chosen, model)
     inline = isinstance(data, DataConfig)
     fitted = with_fitting_size(config or TrainConfig(), model.largest_stride)
     return Settings(
@@ -88,7 +91,10 @@ def with_fitting_size(config: TrainConfig, stride: int) -> TrainConfig:
 
 
 def default_plan(model: Model) -> str:
-    return PROTECTIVE_PLAN if model.config.detector.weights else PLAIN_PLAN
+    if not model.config.detector.weights:
+        return PLAIN_PLAN
+    alone = model.tasks == ("detect",) and model.extractor is None
+    return GENTLE_PLAN if alone and not model.fresh_classes else PROTECTIVE_PLAN
 
 
 def with_whole_models(plan: PlanConfig) -> PlanConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -61,9 +62,10 @@ def plan_stages(
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
+            parts = "nothing" if stage.train == "all" else f"none of {', '.join(stage.train)}"
             raise ConfigError(
-                f"plan: stage {stage.name!r} trains nothing: the model has none of {stage.train}, or all of it is "
-                "frozen, or belongs to tasks that do not count or have no labels"
+                f"plan: stage {stage.name!r} trains nothing: the model has {parts} that is not frozen and belongs to "
+                "tasks that count and have labels; name other parts under train or freeze, or take another plan"
             )
         stages.append(resolved)
     return stages
@@ -106,6 +108,21 @@ def freeze(model: nn.Module, stage: Stage) -> None:
         module.training = training and not (isinstance(module, _BatchNorm) and _reach(stage.still, name) >= 0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
+
+
+@contextmanager
+def as_before(model: nn.Module | None) -> Iterator[None]:
+    """Afterwards the same parameters want gradients as before, and modules are in the same modes, however it ended: a
+    loop of one's own would else go on with a part of the model."""
+    modes = [] if model is None else [(module, module.training) for module in model.modules()]
+    wanted = [] if model is None else [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wants in wanted:
+            parameter.requires_grad_(wants)
 
 
 def lr_scales(model: Model, stage: Stage) -> dict[str, float]:

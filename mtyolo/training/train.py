@@ -35,7 +35,7 @@ from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits, say_problems
-from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
+from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
@@ -60,7 +60,8 @@ def train(
     progress: bool = True,
     trust: bool = False,
 ) -> Run:
-    """Train a model by a plan.
+    """Train a model by a plan. It is trained in place; what to use are the weights of the run, which are averages:
+    `mtyolo.load(run.best)`. What was frozen for a stage wants gradients again afterwards.
 
     plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
@@ -68,7 +69,8 @@ def train(
     resumed run may import `package.module:Class` that its model names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
-    run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, trust=trust)
+    with as_before(model):
+        run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, trust=trust)
     leave_processes()
     return run
 

@@ -195,8 +195,8 @@ def object_precision(model: Model, split: Split, store: Path | None) -> float:
             for number, kept in enumerate(select(one, confidence=0.001, iou=0.6)):
                 record = split.records[int(batch.indices[number])]
                 labels = replace(record.labels, classes=np.zeros_like(record.labels.classes))
-                place = (model.anchors, model.strides, (SIZE, SIZE), batch.letterboxes[number])
-                judge.add(image_instances(outputs, number, kept, *place), replace(record, labels=labels))
+                found = image_instances(outputs, number, kept, (SIZE, SIZE), batch.letterboxes[number])
+                judge.add(found, replace(record, labels=labels))
     return judge.compute().ap
 
 

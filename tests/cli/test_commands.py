@@ -200,11 +200,16 @@ def test_the_command_to_go_on_with_can_be_copied(tmp_path: Path) -> None:
     assert "--trust" not in str(Interrupted(tmp_path, signal.SIGINT))
 
 
-def test_freeze_det_is_gentle_with_adapters_that_were_trained() -> None:
+def test_freeze_det_is_gentle_with_adapters_that_were_trained(capsys: pytest.CaptureFixture[str]) -> None:
     model = build("yolov5n.yaml")
-    assert freezing_plan(Path("model.yaml"), model, None) == "freeze-then-unfreeze"
     assert freezing_plan(Path("runs/train/best.safetensors"), model, None) == "refine"
+    assert freezing_plan(Path("model.yaml"), model, None) == "freeze-then-unfreeze"
+    assert "warning: --freeze-det: the detector of model.yaml has no weights" in capsys.readouterr().err
+    detector = model.config.detector.model_copy(update={"weights": "yolov5n.pt"})
+    model.config = model.config.model_copy(update={"detector": detector})
+    assert freezing_plan(Path("model.yaml"), model, None) == "freeze-then-unfreeze"
     assert freezing_plan(Path("yolov5n.pt"), model, None) == "freeze-then-unfreeze"
+    assert capsys.readouterr().err == ""
 
 
 def test_freeze_det_goes_on_aligning_only_to_a_detector_that_is_still_official(test_data: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ WHAT_MOVES: dict[str, list[tuple[str, ...]]] = {
     "freeze-then-unfreeze": [("branches.segment.", "branches.keypoint."), ("",)],
     "refine": [("branches.segment.", "branches.keypoint."), ("",)],
     "one-task-then-joint": [("branches.detect.",), ("branches.segment.",), ("branches.keypoint.",), ("",)],
+    "head-first": [("branches.",), ("",)],
     "all-at-once": [("",)],
     "demo": [("",)],
     "gradual-unfreeze": [
@@ -171,7 +172,11 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
         ({"train": ["detecter"]}, "train: this model has no part 'detecter'; did you mean 'detector'"),
         ({"freeze": ["detector.99"]}, "no part 'detector.99'"),
         ({"lr_scale": {"bakbone": 0.1}}, "lr_scale: this model has no part 'bakbone'"),
-        ({"train": ["adapters"]}, r"stage '0' trains nothing: the model has none of \['adapters'\]"),
+        ({"train": ["adapters"]}, "stage '0' trains nothing: the model has none of adapters that is not frozen"),
+        (
+            {"freeze": ["detector", "segment", "keypoint"]},
+            "stage '0' trains nothing: the model has nothing that is not",
+        ),
     ],
 )
 def test_a_part_that_is_not_there_is_named(

@@ -1,0 +1,127 @@
+"""What a model does not know when training starts is learned, or said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mtyolo.api import build, open_to_judge, validate
+from mtyolo.checkpoint import load
+from mtyolo.config.plan import read_plan
+from mtyolo.config.training import TrainConfig
+from mtyolo.errors import CheckpointError
+from mtyolo.model import Model
+from mtyolo.training.fresh import with_fresh_classes
+from mtyolo.training.settings import default_plan
+from mtyolo.training.stages import plan_stages
+from mtyolo.training.train import train
+
+MakeModel = Callable[[], Model]
+PROTECTED = {"name": "frozen", "epochs": 1, "freeze": ["detector"]}
+
+
+def first_stage(model: Model, **stage: object) -> Any:
+    (found,) = with_fresh_classes(read_plan({"stages": [{"name": "one", **stage}]}), model).stages
+    return found
+
+
+def test_a_frozen_detector_learns_classes_that_its_weights_do_not_know(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = {}
+    for fresh in ((), ("disc",)):
+        model, before = make_model(), make_model().state_dict()
+        model.fresh_classes = fresh
+        train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path / str(len(fresh)))
+        moved[fresh] = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith(("graph.", "branches.detect.")) for name in moved[()])
+    learned = {name for name in moved["disc",] if not name.startswith(("branches.segment.", "branches.keypoint."))}
+    assert learned == {f"branches.detect.layers.{level}.{kind}" for level in range(3) for kind in ("weight", "bias")}
+    assert capsys.readouterr().out.count("1 of 2 classes are unknown to the weights, first 'disc'") == 1
+
+
+def test_a_rate_for_what_knows_its_work_is_not_for_fresh_classes(make_model: MakeModel) -> None:
+    model = make_model()
+    assert first_stage(model, lr_scale={"detector": 0.01}).lr_scale == {"detector": 0.01}
+    model.fresh_classes = ("disc",)
+    assert first_stage(model, lr_scale={"detector": 0.01}).lr_scale == {"detector": 0.01, "detect": 0.5}
+    assert first_stage(model, lr_scale={"detector": 0.01, "detect": 0.02}).lr_scale["detect"] == 0.02
+    named = first_stage(model, freeze=["detector", "detect"])
+    assert named.freeze == ["detector", "detect"], "who names the branch means it"
+    assert first_stage(model, objective="align", freeze=["detector"]).freeze == ["detector"]
+
+
+def test_a_resumed_run_goes_on_learning_them(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.fresh_classes = ("disc",)
+    run = train(
+        model, shapes, plan={"stages": [PROTECTED | {"epochs": 2}]}, config=config, out=tmp_path, progress=False
+    )
+    saved = torch.load(run.out / "state.pt", weights_only=True)
+    assert '"detector.backbone","detector.neck"' in saved["settings"]["plan"]
+
+
+def test_a_branch_without_labels_is_named(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    labels = shapes.parent / "train.json"
+    (tmp_path / "train.json").write_text(labels.read_text().replace('"segmentation"', '"no"'))
+    content["annotations"] = content["annotations"] | {"train": str(tmp_path / "train.json")}
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump(content))
+    train(make_model(), data, config=config, out=tmp_path / "run")
+    assert "segment: train has no labels for it, so it stays as it is" in capsys.readouterr().out
+
+
+def test_training_leaves_a_model_as_trainable_as_it_was(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model()
+    still = model.get_parameter("graph.layers.0.conv.weight").requires_grad_(False)
+    train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path, progress=False)
+    assert [parameter is still for parameter in model.parameters() if not parameter.requires_grad] == [True]
+    assert model.training
+    assert model.branches["detect"].training
+
+
+def test_classes_of_official_weights_are_matched_or_noted(test_data: Path, tmp_path: Path) -> None:
+    weights = test_data / "weights" / "yolov5n.pt"
+    detector = {"graph": "yolov5n.yaml", "weights": str(weights)}
+    model = build({"detector": detector, "names": {0: "person", 1: "zebu", 2: "car"}})
+    assert model.fresh_classes == ("zebu",)
+    assert not model.training, "or a first look would move its statistics"
+    assert load(weights).fresh_classes == ()
+
+
+def test_what_knows_none_of_the_classes_is_not_judged(
+    test_data: Path, shapes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = test_data / "weights" / "yolov5n.pt"
+    with pytest.raises(CheckpointError, match=r"yolov5n.pt: does not know 2 of 2 classes, first 'square'; train it"):
+        validate(weights, shapes, size=64)
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent), "names": {0: "person", 1: "disc"}}
+    data = shapes.parent / "known.yaml"
+    data.write_text(yaml.safe_dump(content))
+    open_to_judge(weights, data)
+    assert "does not know 1 of 2 classes, first 'disc'; of these it finds nothing" in caplog.text
+
+
+def test_a_detector_alone_has_a_plan_too(make_model: MakeModel) -> None:
+    model = make_model()
+    assert default_plan(model) == "all-at-once"
+    detector = model.config.detector.model_copy(update={"weights": "yolov5n.pt"})
+    model.config = model.config.model_copy(update={"detector": detector})
+    assert default_plan(model) == "freeze-then-unfreeze"
+    del model.branches["segment"], model.branches["keypoint"]
+    assert default_plan(model) == "head-first"
+    model.fresh_classes = ("disc",)
+    assert default_plan(model) == "freeze-then-unfreeze", "which lets the branch learn them"
+    assert plan_stages(with_fresh_classes(read_plan("freeze-then-unfreeze"), model), TrainConfig(), model)
