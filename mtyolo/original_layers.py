@@ -58,7 +58,10 @@ def replaced_weights(model: Model) -> str:
 
 
 def follows_official(model: Model) -> bool:
-    """Is all that follows the features still the official network, to the bit? Then what they replaced is a teacher."""
+    """Is the graph that follows the features still the official one, to the bit? Then what they replaced is a teacher.
+
+    The detect branch does not count: it may have learned other classes from the same features.
+    """
     try:
         official = read_official(replaced_weights(model))
     except MtyoloError:

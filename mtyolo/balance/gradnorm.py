@@ -49,8 +49,11 @@ class GradNorm:
         targets = (pulls.mean() * (rates / rates.mean()) ** ALPHA).detach()
         self.optimizer.zero_grad()
         (pulls - targets).abs().sum().backward()
+        before = self.weights.detach().clone()
         self.optimizer.step()
         with torch.no_grad():
+            absent = [number for number, task in enumerate(self.tasks) if task not in values]
+            self.weights[absent] = before[absent]  # Adam's momentum would move them on
             self.weights.clamp_(min=SMALLEST_WEIGHT)
             self.weights *= len(self.tasks) / self.weights.sum()
 

@@ -74,11 +74,12 @@ class ScalarBalancer:
         assert self.optimizer is not None
         (parameter,) = self.scalarizer.parameters()
         assert parameter.grad is not None
-        parameter.grad *= parameter.new_tensor(present, dtype=torch.bool)
+        there, before = parameter.new_tensor(present, dtype=torch.bool), parameter.detach().clone()
+        parameter.grad *= there
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            parameter.clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+        with torch.no_grad():  # an absent task's weight would move on by Adam's momentum
+            parameter.copy_(torch.where(there, parameter, before).clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT))
 
     def end_epoch(self) -> None:
         if isinstance(self.scalarizer, DWA):

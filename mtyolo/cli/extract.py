@@ -184,8 +184,8 @@ def _load(source: DataSource, names: list[str], *, strict: bool, aloud: bool) ->
 
     found = [load_split(source, name, strict=strict) for name in names]
     for split in found:
-        if aloud and len(split.problems):
-            say(split.problems.summary())
+        if aloud and (wrong := split.problems.summary()):
+            say(wrong)
     return found
 
 

@@ -47,8 +47,8 @@ def val(
         raise ConfigError("--pictures shows what a model finds in images, and with --features it sees none")
     opened = open_to_judge(model, data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
-    if len(images.problems):
-        say(images.problems.summary())
+    if found_wrong := images.problems.summary():
+        say(found_wrong)
     loader = None if features is None else stored_batches(opened, images, features, batch)
     with progress_bar("val") as progress:
         metrics = validate(

@@ -89,6 +89,7 @@ class Labels:
     crowd: NDArray[np.bool_]  # [n]: a region to ignore in evaluation, never a training target
     segments: list[Rle | None] | None = None  # None: no masks in this split; an entry None: this object has none
     keypoints: NDArray[np.float32] | None = None  # [n, K, 3] x, y, v in {0, 1, 2}
+    areas: NDArray[np.float32] | None = None  # [n] pixels of each object as its json says; 0 where it does not
     labelled: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -104,6 +105,7 @@ class Labels:
             crowd=self.crowd[numbers],
             segments=None if self.segments is None else [self.segments[number] for number in numbers],
             keypoints=None if self.keypoints is None else self.keypoints[numbers],
+            areas=None if self.areas is None else self.areas[numbers],
         )
 
 
@@ -190,6 +192,8 @@ class Instance(NamedTuple):
     segment: Rle | None = None
     keypoints: NDArray[np.float32] | None = None  # [K, 3]
     crowd: bool = False
+    area: float = 0.0
+    """Pixels, as the label says; 0 where it does not."""
 
 
 def labels_of(instances: Iterable[Instance], labelled: Iterable[str], *, masks: bool, points: int | None) -> Labels:
@@ -206,5 +210,6 @@ def labels_of(instances: Iterable[Instance], labelled: Iterable[str], *, masks: 
         else np.array([none if item.keypoints is None else item.keypoints for item in found], np.float32).reshape(
             -1, points, 3
         ),
+        areas=np.array([item.area for item in found], np.float32),
         labelled=frozenset(labelled),
     )

@@ -68,13 +68,15 @@ class KeypointPrecision(CocoPrecision):
     def _true_annotations(self, labels: Labels) -> list[Annotation]:
         keypoints = np.zeros((len(labels), len(self.sigmas), 3)) if labels.keypoints is None else labels.keypoints
         labelled = (keypoints[..., 2] > 0).sum(1)
+        # An object's area is what its json says, else its mask's, else what bodies fill of their boxes on average.
         self.objects += int(((labelled > 0) & ~labels.crowd).sum())
         return [
             annotation
-            | {"area": float(area) or AREA_OF_BOX * annotation["area"]}
+            | {"area": float(said) or float(masked) or AREA_OF_BOX * annotation["area"]}
             | {"keypoints": points, "num_keypoints": int(count), "iscrowd": int(crowd)}
-            for annotation, area, points, count, crowd in zip(
+            for annotation, said, masked, points, count, crowd in zip(
                 box_annotations(labels.classes, labels.boxes_xyxy),
+                np.zeros(len(labels)) if labels.areas is None else labels.areas,
                 mask_areas(labels),
                 self._flat(keypoints),
                 labelled,

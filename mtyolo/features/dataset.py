@@ -19,7 +19,7 @@ from mtyolo.data.dataset import Dataset, Pick, peers_of, without_crowd
 from mtyolo.data.loader import EpochBatches, collate
 from mtyolo.data.records import Split, pictures_only
 from mtyolo.data.transforms import Sample
-from mtyolo.errors import DataError
+from mtyolo.errors import DataError, StoreError
 from mtyolo.features.augment import Picture, arrange, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
@@ -35,7 +35,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
     Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
     targets: of `replaced.open_targets`, to be read along; then pictures are whole views.
     pixels: draw the very views that the extractor saw along, for teachers to look at; then they are whole, too.
-    Raises StoreError where images are missing from the store or have changed since.
+    Raises StoreError where images are missing from the store or have changed since, or where views are mirrored and
+    `split` has points without `flip_idx`.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         self.index_of = {row: index for index, row in enumerate(self.rows)}
         self.peers = peers_of(self.records)
         self.may_mirror = split.points is None or split.flip_idx is not None
+        if augment is not None and not self.may_mirror:
+            _check_mirrors(store, split, self.rows)
         size = store.manifest.size
         self.labels = PieceLabels(self.records, size, size // store.cells, split.flip_idx)
         self.working = WorkingImages(pictures_only(split).records, size) if pixels else None
@@ -143,6 +146,17 @@ def make_store_loader(
     dataset = StoreDataset(store, split, augment, seed, targets, pixels)
     batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+
+
+def _check_mirrors(store: FeatureStore, split: Split, rows: Sequence[int]) -> None:
+    """Points of a mirrored view change names, and nothing says how."""
+    known = store.index(split.name).rows
+    mirrored = sum(view.mirrored for number in rows for view in known[number].views)
+    if mirrored:
+        raise StoreError(
+            f"{store.directory}: {mirrored} of its views of {split.name} are mirrored, and the data does not say which "
+            "keypoints swap then: add flip_idx to the data file, or extract with this data, not from a folder of photos"
+        )
 
 
 def _whole(augment: AugmentConfig | None) -> AugmentConfig | None:

@@ -55,5 +55,7 @@ def _select_one(decoded: Tensor, confidence: float, iou: float, limit: int, mult
         top = scores.topk(CANDIDATES).indices
         rows, scores, classes = rows[top], scores[top], classes[top]
     boxes = cxcywh_to_xyxy(decoded[rows, :4])
-    kept = batched_nms(boxes, scores, classes, iou)[:limit]
+    # torchvision moves the classes apart by the largest coordinate, and takes the smallest for zero.
+    low = boxes.min() if len(boxes) else 0.0
+    kept = batched_nms(boxes - low, scores, classes, iou)[:limit]
     return Selection(rows[kept], boxes[kept], scores[kept], classes[kept])

@@ -22,6 +22,7 @@ from mtyolo.model import Model, pixels
 from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch, Pyramid, input_size
 from mtyolo.training.objectives import Losses, TasksObjective
+from mtyolo.training.processes import images_each
 
 ALIGN = "align"
 """The name that a balancer and the results know."""
@@ -99,7 +100,11 @@ class AlignedTasksObjective:
         losses = self.tasks.judge(model, outputs, batch)
         through = Through(outputs.fused, outputs.detect)
         total, components = self.align.judge(model, images, outputs.adapted, wanted, through)
-        return Losses(losses.tasks | {ALIGN: self.weight * total}, losses.components | components, losses.shared)
+        own = len(batch.indices)
+        share = own / images_each(own, model.anchors.device)
+        return Losses(
+            losses.tasks | {ALIGN: self.weight * share * total}, losses.components | components, losses.shared
+        )
 
 
 def seen_by_both(model: Model, teacher: nn.Module | None, batch: Batch) -> tuple[Tensor | None, Pyramid, Pyramid]:

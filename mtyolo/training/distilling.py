@@ -18,6 +18,7 @@ from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.objectives import Losses, TasksObjective, shared_features
+from mtyolo.training.processes import images_each
 from mtyolo.training.stages import Stage
 from mtyolo.training.stored import validation_batches
 
@@ -43,7 +44,9 @@ class DistilledObjective:
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         terms = self.distiller(model, outputs, seen, batch.targets)
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
-        tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum()
+        own = len(batch.indices)  # teachers' terms are means over these, not over all processes' objects
+        share = own / images_each(own, batch.images.device)
+        tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
         return Losses(tasks, losses.components | terms, losses.shared)
 
 

@@ -145,6 +145,19 @@ def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return (counts > 0).tolist()
 
 
+def images_each(images: int, device: torch.device) -> float:
+    """Images of a step, this process's being `images`, on average over processes.
+
+    What losses of labels are multiplied by: they are means over the objects of all processes, and a process with more
+    images than another would count more. To be called equally often in every process.
+    """
+    if processes() == 1:
+        return float(images)
+    total = torch.tensor(float(images), device=device)
+    distributed.all_reduce(total)
+    return float(total) / processes()
+
+
 def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
     """Averaged over the processes that have them: a rare task may have been absent in one."""
     found = _from_all(dict(values))

@@ -30,10 +30,10 @@ def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
 
 
 def say_problems(splits: Sequence[Split | None], say: Callable[[str], None]) -> None:
-    """Which images and labels can not be used, and why."""
+    """Which images and labels can not be used, and why; and what else is worth knowing of them."""
     for split in splits:
-        if split is not None and len(split.problems):
-            say(f"{split.name}: {split.problems.summary()}")
+        if split is not None and (found := split.problems.summary()):
+            say(f"{split.name}: {found}")
 
 
 def _check(split: Split, model: Model) -> None:

@@ -87,9 +87,12 @@ def stage_epochs(plan: PlanConfig, config: TrainConfig) -> list[int]:
     given = [stage.epochs for stage in plan.stages]
     if config.freeze_epochs is not None:
         given[0] = config.freeze_epochs
+    reached = 0.0
     for number, stage in enumerate(plan.stages):
         if given[number] is None and stage.share is not None:
-            given[number] = max(1, round(stage.share * config.epochs))
+            # From where the share before it ended: each rounded by itself, two halves of 7 would be 8.
+            begun, reached = round(reached), reached + stage.share * config.epochs
+            given[number] = max(1, round(reached) - begun)
     open_stages = [number for number, epochs in enumerate(given) if epochs is None]
     left = config.epochs - sum(epochs or 0 for epochs in given)
     for position, number in enumerate(open_stages):

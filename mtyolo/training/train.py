@@ -25,6 +25,7 @@ from mtyolo.training.optimizer import clip_gradients, set_rates
 from mtyolo.training.processes import (
     any_process,
     from_first,
+    images_each,
     is_first,
     leave_processes,
     make_accelerator,
@@ -212,19 +213,20 @@ def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) 
     work.guard.remember()
     with tools.accelerator.autocast():
         losses = work.objective(state.model, batch)
+    images = images_each(len(batch.indices), tools.accelerator.device)
     finite = bool(sum(losses.tasks.values(), torch.zeros(())).isfinite())
     bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator.device)
     if bad:
         work.guard.skip(batch, losses.tasks, elsewhere=finite)
     else:
         state.means.add(losses.tasks | losses.components, prefix="loss/")
-        state.means.add(backward(work, losses, len(batch.indices), tools), prefix="weight/")
+        state.means.add(backward(work, losses, images, tools), prefix="weight/")
     if work.ends_step(state.position.batch):
         optimiser_step(state, work, batch, tools)
     return stopping
 
 
-def backward(work: StageWork, losses: Losses, images: int, tools: Tools) -> dict[str, float]:
+def backward(work: StageWork, losses: Losses, images: float, tools: Tools) -> dict[str, float]:
     """Add the balanced gradient. Returns the tasks' weights."""
     # Without tasks that say nothing in this batch, as keypoints without people: zero would unsettle balancers.
     found = {task: loss for task, loss in losses.tasks.items() if float(loss.detach()) > 0}

@@ -77,10 +77,10 @@ class StageWork:
         """Number of the optimiser step in the stage that the next batch belongs to."""
         return position.epoch * self.steps_per_epoch + position.batch // self.accumulate
 
-    def gradient_factor(self, losses: Losses, images: int, processes: int) -> float:
+    def gradient_factor(self, losses: Losses, images: float, processes: int) -> float:
         """From a loss per image to its part in the step's gradient, which is a sum over processes and batches; in half
         precision times the scaler's."""
-        factor = float(images) if losses.sums_images else 1 / (processes * self.accumulate)
+        factor = images if losses.sums_images else 1 / (processes * self.accumulate)
         return factor * self._scale(next(iter(losses.tasks.values())).device)
 
     def unscale(self, device: torch.device) -> None:

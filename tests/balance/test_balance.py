@@ -187,6 +187,21 @@ def test_an_absent_task_is_left_out_and_not_zero(word: str) -> None:
     assert gradient(shared.heads)[1] == 0
 
 
+@pytest.mark.parametrize("word", ["uncertainty", "imtl-l"])
+def test_an_absent_task_keeps_its_learned_weight(word: str) -> None:
+    """Adam's momentum does not move it on."""
+    shared, balancer = Shared([[1.0, 0.0], [0.0, 1.0]]), make_balancer(word, TASKS)
+    for _ in range(10):
+        shared.step(balancer, {"detect": 1.0, "segment": 5.0})
+    known = shared.step(balancer, {"detect": 1.0, "segment": 5.0})["segment"]
+    moved = shared.step(balancer, {"detect": 1.0, "segment": 5.0})["segment"]
+    assert moved != known
+    for _ in range(10):
+        shared.step(balancer, {"detect": 1.0})
+    after = shared.step(balancer, {"detect": 1.0, "segment": 5.0})["segment"]
+    assert abs(after - moved) < 1.5 * abs(moved - known), "but for the one step since"
+
+
 @pytest.mark.parametrize("word", sorted({*SCALARIZERS, "gradnorm", "gradvac"}))
 def test_state_is_saved_and_resumed(word: str, tmp_path) -> None:
     values = [{"detect": 1.0 + 0.1 * number, "segment": 2.0 - 0.1 * number} for number in range(8)]

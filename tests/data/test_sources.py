@@ -188,6 +188,24 @@ def test_files_that_join_each_other_are_read_once(small: Path, tmp_path: Path) -
     assert load_split(tmp_path / "second.yaml", "train").names == {0: "person", 1: "cup"}
 
 
+def test_a_list_picks_its_images_from_a_json(test_data: Path, tmp_path: Path) -> None:
+    """As official COCO lists do; what it does not name is not wanted, and no problem."""
+    root = test_data / "coco_mini"
+    chosen = sorted((root / "images" / "val").glob("*.jpg"))[:3]
+    (tmp_path / "val.txt").write_text("".join(f"{path}\n" for path in chosen))
+    content = {
+        "train": str(root / "images" / "val"),
+        "val": "val.txt",
+        "annotations": {name: [str(root / "annotations" / "instances_val.json")] for name in ("train", "val")},
+    }
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    whole, split = load_split(tmp_path / "data.yaml", "train"), load_split(tmp_path / "data.yaml", "val", strict=True)
+    assert [record.path for record in split.records] == chosen
+    known = {record.path: record.labels for record in whole.records}
+    assert all(np.array_equal(record.labels.boxes_xyxy, known[record.path].boxes_xyxy) for record in split.records)
+    assert counts(split)["boxes"] > 0
+
+
 def test_keypoint_file_alone_does_not_label_all_classes(tmp_path: Path) -> None:
     write(tmp_path / "images", "a", "b")
     images = [{"id": n, "file_name": f"{name}.png", "width": 100, "height": 80} for n, name in enumerate("ab", 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from safetensors import safe_open
 from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import AugmentConfig, TrainConfig
+from mtyolo.data.records import Problems, Split, labels_of
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError, StoreError
+from mtyolo.features.dataset import StoreDataset
 from mtyolo.features.planning import ExtractOptions
+from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
@@ -48,6 +52,24 @@ def make_model(data: Path, **options: Any) -> Model:
         if not name.startswith("extractor."):
             torch.nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def test_mirrored_views_of_points_without_flip_idx_are_refused(data: Path, tmp_path: Path) -> None:
+    """As of a folder of photos, where nothing stands against mirroring."""
+    split, model = load_split(data, "train"), make_model(data)
+    photos = Split(
+        "train",
+        [replace(record, labels=labels_of([], [], masks=False, points=None)) for record in split.records],
+        {},
+        Problems(),
+    )
+    source = source_of(model.config.extractor)  # type: ignore[arg-type]
+    extract(model.extractor, [photos], tmp_path / "views", SIZE, ExtractOptions(views=6, source=source))  # type: ignore[arg-type]
+    store, blind = FeatureStore.open(tmp_path / "views"), replace(split, points=2, flip_idx=None)
+    with pytest.raises(StoreError, match=r"views: \d+ of its views of train are mirrored.*add flip_idx"):
+        StoreDataset(store, blind, AugmentConfig())
+    StoreDataset(store, replace(blind, flip_idx=[1, 0]), AugmentConfig())
+    StoreDataset(store, blind)  # the first view is plain
 
 
 @pytest.fixture

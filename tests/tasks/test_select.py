@@ -31,6 +31,12 @@ def by_hand(rows: torch.Tensor, confidence: float, iou: float, multi_label: bool
     return kept
 
 
+def test_boxes_beyond_the_edge_leave_other_classes_alone() -> None:
+    """Classes are moved apart by the largest coordinate: from -16 the next class would come to lie on 624."""
+    rows = torch.tensor([[[632.0, 300, 16, 16, 0.9, 0.9, 0.0], [-8, 300 - 640, 16, 16, 0.8, 0.0, 0.9]]])
+    assert sorted(select(rows)[0].rows.tolist()) == [0, 1]
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_what_is_kept_is_what_the_rule_keeps(multi_label: bool) -> None:
     decoded = decoded_rows()

@@ -97,6 +97,50 @@ def test_two_processes_give_the_losses_of_one_with_the_whole_batch(script: Path,
         assert together == pytest.approx(alone, abs=1e-4)
 
 
+GRADIENT = """
+import sys, torch
+from torch import distributed
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+from conftest import tiny_graph
+from mtyolo.api import build
+from mtyolo.config.training import LossGains
+from mtyolo.data.dataset import Dataset
+from mtyolo.data.loader import collate
+from mtyolo.data.split import load_split
+from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.processes import images_each, sum_gradients
+place, data, rank, processes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+if processes > 1:
+    distributed.init_process_group("gloo", init_method=f"file://{{place}}/meeting", rank=rank, world_size=processes)
+torch.manual_seed(0)
+tasks = {{"detect": {{}}, "segment": {{"prototypes": 4, "channels": 8}}, "keypoint": {{}}}}
+model = build({{"detector": {{"graph": tiny_graph()}}, "tasks": tasks}}, data=data).eval()
+images = Dataset(load_split(data, "train"), 64, None, 0)
+batch = collate([images[number] for number in range(5)[rank::processes]])
+losses = TasksObjective(model.tasks, LossGains())(model, batch)
+(torch.stack(list(losses.tasks.values())).sum() * images_each(len(batch.indices), torch.device("cpu"))).backward()
+sum_gradients(list(model.parameters()))
+found = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+torch.save(found, f"{{place}}/{{rank}}_of_{{processes}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_unequal_parts_of_a_batch_give_the_gradient_of_the_whole(shapes: Path, tmp_path: Path) -> None:
+    """Five images: three for one, two for the other."""
+    script = GRADIENT.format(here=str(Path(__file__).parent))
+    for processes in (1, 2):
+        calls = [
+            [sys.executable, "-c", script, str(tmp_path), str(shapes), str(rank), str(processes)]
+            for rank in range(processes)
+        ]
+        running = [subprocess.Popen(call, env=environment()) for call in calls]
+        assert [process.wait(timeout=120) for process in running] == [0] * processes
+    whole, parts = (torch.load(tmp_path / f"0_of_{processes}.pt", weights_only=True) for processes in (1, 2))
+    assert float(torch.linalg.vector_norm(parts - whole) / torch.linalg.vector_norm(whole)) < 1e-4
+
+
 COPYING = """
 import sys, torch
 from torch import distributed, nn

@@ -159,6 +159,13 @@ def test_norms_of_named_parts_keep_their_statistics(
         plan_stages(plan_of({"norms": ["detector.neckk"]}), TrainConfig(), model)
 
 
+@pytest.mark.parametrize("epochs", range(2, 12))
+def test_shares_of_a_whole_run_add_up_to_its_epochs(epochs: int) -> None:
+    halves = stage_epochs(plan_of({"share": 0.5}, {"share": 0.5}), TrainConfig(epochs=epochs))
+    assert sum(halves) == epochs
+    assert abs(halves[0] - halves[1]) <= 1
+
+
 def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
     plan = plan_of({"epochs": 5}, {"share": 0.2}, {}, {})
     assert stage_epochs(plan, TrainConfig(epochs=20)) == [5, 4, 5, 6]

@@ -9,12 +9,12 @@ split's files (with masks) have; for keypoints where one of them has keypoints, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtyolo.data.formats.coco_annotations import CocoFile, Identity, identity_of, read_annotations
-from mtyolo.data.formats.reading import ImageReading, Reading, sizes_of
+from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.records import Problems
 from mtyolo.errors import DataError
 
@@ -111,7 +111,9 @@ def _match_categories(file: CocoFile, names: dict[int, str], problems: Problems)
 def _find_images(
     file: CocoFile, folders: Sequence[Path], by_path: dict[Path, ImageReading], problems: Problems
 ) -> None:
-    """Give each image of the json its file, and its size from that file."""
+    """Give each image of the json its file, and its size from that file. Where the images are a list, those that it
+    does not name are not wanted."""
+    only_lists, by_name = all(folder.is_file() for folder in folders), _listed_by_name(folders)
     listed: dict[Identity, Path] = {}
     entries: dict[Identity, dict[str, Any]] = {}
     for entry in file.entries("images"):
@@ -121,7 +123,9 @@ def _find_images(
                 f"{file.path}: image id {key} stands for {entries[key].get('file_name')} and {name}, so annotations "
                 "can not be told apart; give each image its own id"
             )
-        path = _locate(name, folders)
+        path = _locate(name, folders, by_name)
+        if path is None and only_lists:
+            continue
         if path is None:
             problems.add("image file missing (skipped)", file.path, f"image {key}: no {name} in {_places(folders)}")
             continue
@@ -137,8 +141,20 @@ def _find_images(
             file.images[key] = by_path[path]
 
 
-def _locate(name: str, folders: Sequence[Path]) -> Path | None:
-    return next((path for folder in folders if (path := folder / name).is_file()), None)
+def _listed_by_name(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """File name -> the images of this name in the lists among `folders`."""
+    found: dict[str, list[Path]] = {}
+    for path in find_images([folder for folder in folders if folder.is_file()]):
+        found.setdefault(path.name, []).append(path)
+    return found
+
+
+def _locate(name: str, folders: Sequence[Path], by_name: Mapping[str, Sequence[Path]]) -> Path | None:
+    """In a folder; or a path of a list that ends as the json's name does."""
+    parts = Path(name).parts
+    inside = [folder / name for folder in folders]
+    listed = [path for path in by_name.get(parts[-1] if parts else "", ()) if path.parts[-len(parts) :] == parts]
+    return next((path for path in (*inside, *listed) if path.is_file()), None)
 
 
 def _places(folders: Sequence[Path]) -> str:

@@ -101,6 +101,7 @@ def _add(
     image.instances[position] = other._replace(
         segment=instance.segment if other.segment is None else other.segment,
         keypoints=instance.keypoints if other.keypoints is None else other.keypoints,
+        area=other.area or instance.area,
     )
 
 
@@ -135,7 +136,12 @@ def _instance(
     keypoints = None
     if points is not None and annotation.get("keypoints"):
         keypoints = _keypoints(annotation["keypoints"], points, image, skip)
-    return Instance(number, corners, segment, keypoints, crowd)
+    return Instance(number, corners, segment, keypoints, crowd, _area(annotation.get("area")))
+
+
+def _area(value: Any) -> float:
+    """What the json says of the object's size; 0 where that is nothing to go by."""
+    return float(value) if isinstance(value, (int, float)) and finite([value]) and value > 0 else 0.0
 
 
 def _is_crowd(value: Any) -> bool | None:
