@@ -50,13 +50,8 @@ class LazyGroup(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """Import one command's file. Its EXAMPLES, a line each, stand below its help.
-
-    A file that holds a typer.Typer of that name, in place of a function, has commands of its own.
-    """
+    """Import one command's file. Its EXAMPLES, a line each, stand below its help."""
     module = import_module(f"mtyolo.cli.{name}")
-    if isinstance(getattr(module, name), typer.Typer):
-        return typer.main.get_command(getattr(module, name))
     examples = "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in module.EXAMPLES)])
     command = typer.Typer(add_completion=False, rich_markup_mode="rich")
     command.command(name, help=COMMANDS[name], epilog=examples)(getattr(module, name))

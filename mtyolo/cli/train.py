@@ -148,7 +148,7 @@ def train(
     chosen = plan
     if opened is not None:
         chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
-        say_without_effect(given, chosen, opened)
+        say_without_effect(given | {"no_augment": no_augment}, chosen, opened)
     run = run_training(
         opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features, trust=trust
     )
@@ -185,6 +185,10 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
     for option in ("lr", "optimizer"):
         if given[option] is not None and all(getattr(stage, option) is not None for stage in stages):
             say(f"--{option} has no effect: each stage of the plan {name} names its own; copy the plan to change it")
+    if given.get("no_augment") and (
+        own := [stage.name for stage in stages if isinstance(stage.augment, AugmentConfig)]
+    ):
+        say(f"--no-augment has no effect on {', '.join(own)}, where the plan {name} says how pictures vary; copy it")
     fixed = [stage.epochs for stage in stages if stage.epochs is not None]
     if given.get("epochs") is not None and len(fixed) == len(stages):
         say(f"--epochs has no effect: each stage of the plan {name} names its own, {sum(fixed)} in all")

@@ -34,7 +34,11 @@ class DataConfig(Strict):
     """What the images are labelled for. Default: what the label files hold."""
     join: list[str] = []
     """Further data files; their classes are matched by name."""
-    download: Any = None  # read and ignored: mtyolo fetches nothing
+    channels: Literal[3] = 3
+    """Of the pictures: colours."""
+    download: Any = None  # this and what follows is read and ignored: mtyolo fetches nothing
+    roboflow: Any = None
+    minival: Any = None
 
     @field_validator("names")
     @classmethod

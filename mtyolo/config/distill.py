@@ -103,7 +103,8 @@ class DistillConfig(Strict):
     linear, cosine: from 0.9/0.1 to 0.1/0.9."""
     soft: Weight = 1.0
     hard: Weight = 1.0
-    """Factors of teachers' terms and of labels' losses; the schedule multiplies them. hard: 0: no label is read."""
+    """Factors of teachers' terms and of labels' losses; the schedule multiplies them. hard: 0: no label is read, but by
+    `gradient` and `three_times`."""
     ramp: Weight = 0.0
     """Epochs over which the teachers' terms come in: min(1, epoch / ramp); 10 is the published value."""
     three_times: bool = False

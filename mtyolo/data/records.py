@@ -65,10 +65,6 @@ class Problems:
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def about(self, name: str) -> list[Problem]:
-        """Kept problems whose place mentions this file name."""
-        return [problem for kept in self.examples.values() for problem in kept if name in problem.place]
-
     def summary(self, examples: int = 3) -> str:
         """A line for each kind with its count, the first places below it, then the notes. Empty if all is well."""
         lines = []

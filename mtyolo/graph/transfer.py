@@ -129,7 +129,8 @@ def unknown_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> tuple
 
 
 def _same_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> dict[int, int]:
-    """Our class -> the checkpoint's class. Equal counts without names in common are taken in order."""
+    """Our class -> the checkpoint's class. Equal counts are taken in order where one side has
+    mere numbers for names."""
     known = {name: number for number, name in theirs.items()}
     picks = {number: known[name] for number, name in ours.items() if name in known}
     unnamed = all(name == str(number) for number, name in (*theirs.items(),)) or all(

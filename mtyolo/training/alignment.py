@@ -34,8 +34,8 @@ class AlignObjective:
 
     teacher: images [B, 3, H, W] -> stride -> output of the replaced layer in the original network; None where batches
     bring these outputs along, from a feature store.
-    fused, maps: weights of the errors at the branches' inputs and of their raw boxes, 0 for none. What the model's own
-    frozen graph gives on the teacher's outputs is the target there: with official weights, the original network's.
+    fused, maps: weights of the errors at the branches' inputs and of the raw detect maps, 0 for none. What the model's
+    own frozen graph gives on the teacher's outputs is the target there: with official weights, the original network's.
     """
 
     def __init__(self, teacher: nn.Module | None, *, fused: float = 0.0, maps: float = 0.0) -> None:

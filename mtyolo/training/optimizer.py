@@ -52,7 +52,7 @@ def set_rates(optimizer: Optimizer, step: int, steps: int, warmup: int, lr: floa
 
 
 def rate_factor(step: int, steps: int, warmup: int, final: float) -> float:
-    """Fraction of the learning rate: rises from 0 over `warmup` steps, and follows a cosine down to `final`."""
+    """Fraction of the learning rate: rises over `warmup` steps, from above 0, and follows a cosine down to `final`."""
     cosine = final + (1 - final) * (1 + math.cos(math.pi * step / max(1, steps))) / 2
     return cosine * min(1.0, (step + 1) / (warmup + 1))
 

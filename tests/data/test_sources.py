@@ -268,6 +268,15 @@ def test_labels_in_the_wrong_place_are_noticed(small: Path) -> None:
         load_split(small, "train", strict=True)
 
 
+def test_what_others_write_into_data_files_is_ignored_and_other_pictures_than_colours_are_refused(small: Path) -> None:
+    text = small.read_text()
+    small.write_text(text + "roboflow: {workspace: mine}\nminival: minival.txt\nchannels: 3\n")
+    assert len(load_split(small, "train"))
+    small.write_text(text + "channels: 1\n")
+    with pytest.raises(ConfigError, match=r"channels: Input should be 3"):
+        load_split(small, "train")
+
+
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key(small: Path) -> None:
     put(small, small.read_text() + "flip_index: [1, 0]\n")
     with pytest.raises(ConfigError, match=r"small\.yaml:\d+: unknown key 'flip_index'; did you mean 'flip_idx'"):
