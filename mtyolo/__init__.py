@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mtyolo.structures import Level as Level
     from mtyolo.structures import Outputs as Outputs
     from mtyolo.structures import Targets as Targets
+    from mtyolo.training.objectives import losses as losses
 
     __version__: str
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Targets": "mtyolo.structures",
     "build": "mtyolo.api",
     "load": "mtyolo.checkpoint",
+    "losses": "mtyolo.training.objectives",
     "open_model": "mtyolo.api",
     "predict": "mtyolo.prediction.predict",
     "save_weights": "mtyolo.checkpoint",
