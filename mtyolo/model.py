@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,8 +14,9 @@ from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import features_of
 from mtyolo.extractors.checking import check_pyramid
 from mtyolo.graph.network import Graph
-from mtyolo.structures import Batch, Outputs, Pyramid
+from mtyolo.structures import Batch, Detections, Letterbox, Outputs, Pyramid
 from mtyolo.tasks.detect.decode import decode
+from mtyolo.tasks.instances import instances
 
 Size = tuple[int, int]
 
@@ -106,6 +107,36 @@ class Model(nn.Module):
     def decode(self, outputs: Outputs) -> Tensor:
         """The classic [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores."""
         return decode(outputs.detect, self.anchors, self.strides)
+
+    def detections(
+        self,
+        outputs: Outputs,
+        letterboxes: Sequence[Letterbox] | None = None,
+        *,
+        confidence: float = 0.25,
+        iou: float = 0.45,
+        limit: int = 300,
+    ) -> list[Detections]:
+        """Boxes, masks and keypoints of each image of a batch, best first, without gradients.
+
+        letterboxes: how each image was fitted into the input (a batch's, or of `mtyolo.geometry.letterbox_of`); with
+        them all is in pixels of the original images, else in those of the input. confidence, iou, limit: least score,
+        non-maximum suppression within a class, most detections of an image.
+        """
+        height, width = outputs.detect[0].shape[2:4]
+        finest = self.strides[0]
+        with torch.no_grad():
+            return instances(
+                outputs,
+                self.anchors,
+                self.strides,
+                size=(height * finest, width * finest),
+                confidence=confidence,
+                iou=iou,
+                limit=limit,
+                letterboxes=letterboxes,
+                keypoint=self.keypoint,
+            )
 
     def part(self, name: str) -> list[tuple[str, nn.Module]]:
         """A part's modules with their prefix in `state_dict`. Raises ConfigError for a name that matches nothing."""

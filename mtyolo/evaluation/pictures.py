@@ -13,7 +13,6 @@ from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
 from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch
-from mtyolo.tasks.instances import instances
 
 
 def comparison(
@@ -27,15 +26,7 @@ def comparison(
     batch: Batch = next(iter(loader))
     with evaluating(model):
         outputs = forward(model, batch.to(next(model.parameters()).device))
-        found = instances(
-            outputs,
-            model.anchors,
-            model.strides,
-            size=(size, size),
-            confidence=confidence,
-            iou=iou,
-            keypoint=model.keypoint,
-        )
+        found = model.detections(outputs, confidence=confidence, iou=iou)
     assert batch.images is not None
     images = [image.permute(1, 2, 0).numpy() for image in batch.images]
     return draw_comparison(images, truths_of(batch), found, split.names)

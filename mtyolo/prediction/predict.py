@@ -19,7 +19,6 @@ from mtyolo.model import Model, evaluating
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Picture, Source, Sources, find_sources
 from mtyolo.structures import Detections, Letterbox
-from mtyolo.tasks.instances import instances
 
 logger = logging.getLogger(__name__)
 
@@ -128,16 +127,8 @@ def _detect(
     images = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2)
     with evaluating(model):
         outputs = model(images.to(next(model.parameters()).device).float().div_(255))
-        found = instances(
-            outputs,
-            model.anchors,
-            model.strides,
-            size=(side, side),
-            confidence=confidence,
-            iou=iou,
-            limit=limit,
-            letterboxes=[letterbox for _, letterbox in fitted],
-            keypoint=model.keypoint,
+        found = model.detections(
+            outputs, [letterbox for _, letterbox in fitted], confidence=confidence, iou=iou, limit=limit
         )
     return [detections.to("cpu") for detections in found]
 
