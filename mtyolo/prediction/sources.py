@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from mtyolo.data.images import IMAGE_SUFFIXES, read_image
 from mtyolo.errors import DataError
+from mtyolo.structures import Letterbox, Pyramid
 
 Picture = NDArray[np.uint8]
 Given = str | Path | Picture | Image.Image
@@ -31,6 +33,15 @@ class Source(NamedTuple):
             return self.pixels
         assert self.path is not None
         return read_image(self.path)
+
+
+class Inputs(NamedTuple):
+    """Some sources, ready for the network: as pixels or as features."""
+
+    sources: list[Source]
+    letterboxes: list[Letterbox]
+    images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
+    pyramid: Pyramid | None = None
 
 
 def find_sources(sources: Sources) -> list[Source]:
