@@ -39,12 +39,9 @@ def val(
     from mtyolo.api import open_model, stored_batches
     from mtyolo.data.split import load_split
     from mtyolo.device import find_device
-    from mtyolo.errors import ConfigError
     from mtyolo.evaluation.validate import validate
 
     found = find_device(device)
-    if features is not None and pictures is not None:
-        raise ConfigError("--pictures shows what a model finds in images, and with --features it sees none")
     opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
     if len(images.problems):
@@ -72,4 +69,5 @@ def val(
         from mtyolo.drawing import save_image
         from mtyolo.evaluation.pictures import comparison
 
-        say(f"truth beside prediction: {save_image(comparison(opened, images, size=imgsz), pictures)}")
+        sheet = comparison(opened, images, size=imgsz, features=features)
+        say(f"truth beside prediction: {save_image(sheet, pictures)}")
