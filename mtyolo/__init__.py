@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mtyolo.api import validate as validate
     from mtyolo.checkpoint import load as load
     from mtyolo.checkpoint import save_weights as save_weights
+    from mtyolo.config.training import TrainConfig as TrainConfig
     from mtyolo.errors import CheckpointError as CheckpointError
     from mtyolo.errors import ConfigError as ConfigError
     from mtyolo.errors import DataError as DataError
@@ -41,6 +42,7 @@ _HOMES = {
     "Outputs": "mtyolo.structures",
     "StoreError": "mtyolo.errors",
     "Targets": "mtyolo.structures",
+    "TrainConfig": "mtyolo.config.training",
     "build": "mtyolo.api",
     "load": "mtyolo.checkpoint",
     "losses": "mtyolo.training.objectives",

@@ -19,6 +19,7 @@ PUBLIC = [
     "Outputs",
     "StoreError",
     "Targets",
+    "TrainConfig",
     "__version__",
     "build",
     "load",
