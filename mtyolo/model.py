@@ -85,10 +85,14 @@ class Model(nn.Module):
         """One pass, raw maps; the same in training and evaluation.
 
         images: [B, 3, H, W] RGB in 0..1. pyramid: features in place of the extractor's, stride -> [B, C, H/stride,
-        W/stride]. size: (H, W) of the network input, needed only where the pyramid's own sizes do not tell.
+        W/stride], in any precision. size: (H, W) of the network input, needed only where the pyramid's own sizes do not
+        tell.
         Raises DataError for a size that does not fit, ConfigError for an input that this model does not take.
         """
         size = self._input_size(images, pyramid, size)
+        if pyramid is not None:  # stores keep half precision, numpy counts in double
+            kind = next(self.branches.parameters()).dtype
+            pyramid = {stride: features.to(kind) for stride, features in pyramid.items()}
         if images is not None:
             images = images.contiguous(memory_format=channels_last)
         if pyramid is None and self.extractor is not None:
@@ -185,6 +189,11 @@ class Model(nn.Module):
         return size
 
     def _image_size(self, images: Tensor) -> Size:
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"expected images as a tensor [B, 3, H, W], got {type(images).__name__}; features come by name: "
+                "model(pyramid={8: …, 16: …, 32: …}), pictures through mtyolo.predict"
+            )
         expected = 3 if self.extractor is not None else self.graph.levels[-1].channels
         if images.ndim != 4 or images.shape[1] != expected:
             raise DataError(f"expected images [B, {expected}, H, W], got {list(images.shape)}")
