@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -62,3 +63,15 @@ def test_what_can_not_be_meant_is_named(
     built = mtyolo.build(model, data=shapes)
     with pytest.raises(mtyolo.ConfigError, match=sentence):
         mtyolo.train(built, **({"data": shapes} | arguments))
+
+
+def test_a_model_file_in_the_place_of_weights_leads_to_build() -> None:
+    sentence = r"yolov5n\.yaml: a model file, which has no weights inside; mtyolo\.build opens it"
+    with pytest.raises(mtyolo.CheckpointError, match=sentence):
+        mtyolo.load("yolov5n.yaml")
+    with pytest.raises(mtyolo.CheckpointError, match=sentence):
+        mtyolo.predict("yolov5n.yaml", np.zeros((32, 32, 3), np.uint8))
+
+
+def test_class_names_may_be_a_list_as_in_data_files(model: dict[str, Any]) -> None:
+    assert mtyolo.build(model | {"names": ["cat", "dog"]}).names == {0: "cat", 1: "dog"}
