@@ -43,7 +43,7 @@ def predict(
 
     found = find_device(device)
     opened = open_model(model, weights=weights, features=features, trust=trust)
-    problems, described = Problems(), []
+    problems, described, lines = Problems(), [], []
     with progress_bar("predict") as progress:
         results = stream(
             opened,
@@ -64,15 +64,11 @@ def predict(
                 # The number keeps images of one name, from several folders, apart.
                 name = result.path.stem if result.path else "image"
                 described[-1]["picture"] = str(result.save(out / f"{number:04d}_{name}.jpg"))
+            lines.append(f"{result.path}: {result.counted()} -> {described[-1].get('picture', 'not drawn')}")
     if len(problems):
         say(problems.summary())
     if json is not None:
         write_json(described, json)
     if str(json) != "-":
-        for line in described:
-            typer.echo(f"{line['path']}: {_counted(line['detections'])} -> {line.get('picture', 'not drawn')}")
-
-
-def _counted(detections: list[dict[str, str]]) -> str:
-    names = [found["name"] for found in detections]
-    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"
+        for line in lines:
+            typer.echo(line)

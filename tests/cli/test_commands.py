@@ -198,6 +198,7 @@ def test_features_of_an_extractor_with_random_weights_come_with_a_warning(
 
 def test_the_command_to_go_on_with_can_be_copied(tmp_path: Path) -> None:
     said = str(Interrupted(tmp_path / "my run", signal.SIGINT, imports=True))
+    assert f"mtyolo.train(resume='{tmp_path}/my run', trust=True)" in said
     assert said.endswith(f"go on with: mtyolo train --resume '{tmp_path}/my run' --trust")
     assert "--trust" not in str(Interrupted(tmp_path, signal.SIGINT))
 
