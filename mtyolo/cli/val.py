@@ -65,6 +65,11 @@ def val(
         from rich import print as show
 
         show(metrics.table())
+        classes = metrics.class_table()
+        if classes is not None:
+            show(classes)
+        elif json is None and any(metrics.per_class().values()):
+            say("AP of each class: --json FILE writes it, per_class")
     if pictures is not None:
         from mtyolo.drawing import save_image
         from mtyolo.evaluation.pictures import comparison
