@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import mtyolo
-from mtyolo.config.training import TrainConfig
 from mtyolo.data.shapes import make_shapes
 
 
@@ -36,7 +35,8 @@ config = {
     "tasks": {"detect": {}, "keypoint": {}},
 }
 model = mtyolo.build(config, data=data, extractors={"patches": Patches})
-run = mtyolo.train(model, data, config=TrainConfig(epochs=2, imgsz=128, batch=8, workers=0), out=folder / "run")
+quick = {"epochs": 2, "imgsz": 128, "batch": 8, "workers": 0}  # what else there is: mtyolo.TrainConfig
+run = mtyolo.train(model, data, config=quick, out=folder / "run")
 
 trained = mtyolo.load(run.last, extractors={"patches": Patches})
 outputs = trained(next(trained.parameters()).new_zeros(1, 3, 128, 128))

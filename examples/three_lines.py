@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import mtyolo
-from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.shapes import make_shapes
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/three_lines")
 data = make_shapes(folder / "shapes", train=48, val=8, size=128)
-quick = TrainConfig(
-    epochs=6, imgsz=128, batch=4, optimizer="adamw", lr=0.003, workers=0, val_every=6, augment=AugmentConfig(mosaic=0)
-)
+quick = {"epochs": 6, "imgsz": 128, "batch": 4, "optimizer": "adamw", "lr": 0.003, "workers": 0, "val_every": 6}
+quick["augment"] = {"mosaic": 0}
 
 model = mtyolo.build("shapes-lite0.yaml", data=data)
 run = mtyolo.train(model, data, plan="demo", config=quick, out=folder / "run")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mtyolo.api import validate as validate
     from mtyolo.checkpoint import load as load
     from mtyolo.checkpoint import save_weights as save_weights
+    from mtyolo.config.training import TrainConfig as TrainConfig
     from mtyolo.errors import CheckpointError as CheckpointError
     from mtyolo.errors import ConfigError as ConfigError
     from mtyolo.errors import DataError as DataError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mtyolo.structures import Level as Level
     from mtyolo.structures import Outputs as Outputs
     from mtyolo.structures import Targets as Targets
+    from mtyolo.training.objectives import losses as losses
 
     __version__: str
 
@@ -40,8 +42,10 @@ _HOMES = {
     "Outputs": "mtyolo.structures",
     "StoreError": "mtyolo.errors",
     "Targets": "mtyolo.structures",
+    "TrainConfig": "mtyolo.config.training",
     "build": "mtyolo.api",
     "load": "mtyolo.checkpoint",
+    "losses": "mtyolo.training.objectives",
     "open_model": "mtyolo.api",
     "predict": "mtyolo.prediction.predict",
     "save_weights": "mtyolo.checkpoint",

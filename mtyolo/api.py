@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
-from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
-from mtyolo.config.plan import PlanConfig
+from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.reading import nearest
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import TrainConfig, read_config
 from mtyolo.data.records import Split, names_differ
-from mtyolo.data.sources import SPLITS, read_data
+from mtyolo.data.sources import SPLITS, Data, read_data, with_checked_content
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.evaluation import validate as evaluation
@@ -39,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 
-Data = str | Path | DataConfig
-
 
 def build(
     config: str | Path | Mapping[str, Any] | ModelConfig,
@@ -55,8 +52,8 @@ def build(
     """Assemble a model from YAML, for the classes and keypoints of a data set.
 
     config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
-    data: a data file. weights: an official checkpoint in place of the one that the model file names; or weights that
-    mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.
+    data: a data file, or its content. weights: an official checkpoint in place of the one that the model file names; or
+    weights that mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.
     features: a store that stands in for the extractor, which is then not loaded.
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
     Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
@@ -108,8 +105,8 @@ def train(
     model: Model | str | Path | None = None,
     data: Data | None = None,
     *,
-    plan: str | Path | Mapping[str, Any] | PlanConfig | None = None,
-    config: TrainConfig | None = None,
+    plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig | None = None,
+    config: str | Path | Mapping[str, Any] | TrainConfig | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     features: str | Path | None = None,
@@ -118,9 +115,13 @@ def train(
 ) -> Run:
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
-    model: or a path, opened for the data. With `resume`, the run's folder knows model and data. trust: import
-    `package.module:Class` that a file, or the resumed run, names.
+    model: or a path, opened for the data. With `resume`, the run's folder knows model and data. data: a data file, or
+    its content. plan: also a list of stages. config: also a dictionary such as {"epochs": 20}, or a file of these.
+    trust: import `package.module:Class` that a file, or the resumed run, names.
     """
+    data = None if data is None else with_checked_content(data)
+    plan = None if plan is None else read_plan(plan)
+    config = None if config is None else read_config(config)
     if isinstance(model, str | Path):
         set_seed((config or TrainConfig()).seed)  # also of fresh adapters and branches
         model = open_model(model, data=data, features=features, trust=trust)

@@ -54,6 +54,10 @@ def load(
 
     stand_in: what takes the extractor's place where features are stored, as for `assembly.build`.
     """
+    if Path(path).suffix in (".yaml", ".yml"):
+        raise CheckpointError(
+            f"{path}: a model file, which has no weights inside; mtyolo.build opens it, with weights=…"
+        )
     path = existing(path)
     if path.suffix != ".safetensors":
         return _load_official(path)

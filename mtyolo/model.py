@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,8 +14,9 @@ from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import features_of
 from mtyolo.extractors.checking import check_pyramid
 from mtyolo.graph.network import Graph
-from mtyolo.structures import Batch, Outputs, Pyramid
+from mtyolo.structures import Batch, Detections, Letterbox, Outputs, Pyramid
 from mtyolo.tasks.detect.decode import decode
+from mtyolo.tasks.instances import instances
 
 Size = tuple[int, int]
 
@@ -86,10 +87,14 @@ class Model(nn.Module):
         """One pass, raw maps; the same in training and evaluation.
 
         images: [B, 3, H, W] RGB in 0..1. pyramid: features in place of the extractor's, stride -> [B, C, H/stride,
-        W/stride]. size: (H, W) of the network input, needed only where the pyramid's own sizes do not tell.
+        W/stride], in any precision. size: (H, W) of the network input, needed only where the pyramid's own sizes do not
+        tell.
         Raises DataError for a size that does not fit, ConfigError for an input that this model does not take.
         """
         size = self._input_size(images, pyramid, size)
+        if pyramid is not None:  # stores keep half precision, numpy counts in double
+            kind = next(self.branches.parameters()).dtype
+            pyramid = {stride: features.to(kind) for stride, features in pyramid.items()}
         if images is not None:
             images = images.contiguous(memory_format=channels_last)
         if pyramid is None and self.extractor is not None:
@@ -108,6 +113,36 @@ class Model(nn.Module):
     def decode(self, outputs: Outputs) -> Tensor:
         """The classic [B, sum(A*H*W), 5 + classes]: xywh in input pixels, then sigmoid scores."""
         return decode(outputs.detect, self.anchors, self.strides)
+
+    def detections(
+        self,
+        outputs: Outputs,
+        letterboxes: Sequence[Letterbox] | None = None,
+        *,
+        confidence: float = 0.25,
+        iou: float = 0.45,
+        limit: int = 300,
+    ) -> list[Detections]:
+        """Boxes, masks and keypoints of each image of a batch, best first, without gradients.
+
+        letterboxes: how each image was fitted into the input (a batch's, or of `mtyolo.geometry.letterbox_of`); with
+        them all is in pixels of the original images, else in those of the input. confidence, iou, limit: least score,
+        non-maximum suppression within a class, most detections of an image.
+        """
+        height, width = outputs.detect[0].shape[2:4]
+        finest = self.strides[0]
+        with torch.no_grad():
+            return instances(
+                outputs,
+                self.anchors,
+                self.strides,
+                size=(height * finest, width * finest),
+                confidence=confidence,
+                iou=iou,
+                limit=limit,
+                letterboxes=letterboxes,
+                keypoint=self.keypoint,
+            )
 
     def part(self, name: str) -> list[tuple[str, nn.Module]]:
         """A part's modules with their prefix in `state_dict`. Raises ConfigError for a name that matches nothing."""
@@ -156,6 +191,11 @@ class Model(nn.Module):
         return size
 
     def _image_size(self, images: Tensor) -> Size:
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"expected images as a tensor [B, 3, H, W], got {type(images).__name__}; features come by name: "
+                "model(pyramid={8: …, 16: …, 32: …}), pictures through mtyolo.predict"
+            )
         expected = 3 if self.extractor is not None else self.graph.levels[-1].channels
         if images.ndim != 4 or images.shape[1] != expected:
             raise DataError(f"expected images [B, {expected}, H, W], got {list(images.shape)}")

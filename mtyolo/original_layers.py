@@ -53,7 +53,10 @@ def replaced_weights(model: Model) -> str:
     if not model.graph.entry or INPUT in model.graph.entry:
         raise ConfigError("align: no layer of this model is replaced by features, so there is nothing to align to")
     if weights is None:
-        raise ConfigError("align: the replaced layers are the teacher; name detector.weights: an official checkpoint")
+        raise ConfigError(
+            "align: the replaced layers are the teacher; name detector.weights, or --weights (in Python weights=): an "
+            "official checkpoint"
+        )
     return weights
 
 

@@ -41,6 +41,19 @@ def test_own_extractor_trains_and_is_loaded_again(tmp_path: Path) -> None:
     assert last == "trained 2 epochs; features enter at strides [8, 16, 32]"
 
 
+@pytest.mark.slow
+def test_an_own_loop_over_a_store_lowers_the_loss_and_leaves_the_extractor_and_the_detector(tmp_path: Path) -> None:
+    from mtyolo import load
+
+    last = output_of("own_loop.py", tmp_path).splitlines()[-1]
+    first, final = (float(number) for number in last.removeprefix("loss ").split(";")[0].split(" -> "))
+    assert final < 0.9 * first
+    state = load(tmp_path / "mine.safetensors").state_dict()
+    counts = {name: int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert not [name for name, count in counts.items() if name.startswith(("graph.", "branches.detect.")) and count]
+    assert all(count == 32 for name, count in counts.items() if name.startswith("adapters."))
+
+
 def test_every_example_is_run_by_a_test() -> None:
     tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     missing = [path.name for path in EXAMPLES.glob("*.py") if path.name not in tests]

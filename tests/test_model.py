@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +95,10 @@ def test_sizes_that_do_not_divide_are_refused_with_a_remedy() -> None:
         (torch.rand(3, 64, 64), r"expected images \[B, 3, H, W\]"),
         (torch.rand(1, 4, 64, 64), r"expected images \[B, 3, H, W\]"),
         (None, "give images, or pyramid"),
+        (features(), r"got dict; features come by name: model\(pyramid=\{8"),
     ],
 )
-def test_wrong_images_are_refused(images: torch.Tensor | None, sentence: str) -> None:
+def test_wrong_images_are_refused(images: Any, sentence: str) -> None:
     with pytest.raises((DataError, ConfigError), match=sentence):
         build("yolov5n.yaml")(images)
 
@@ -104,6 +106,16 @@ def test_wrong_images_are_refused(images: torch.Tensor | None, sentence: str) ->
 def test_features_into_a_model_of_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes images"):
         build("yolov5n.yaml")(pyramid=features())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_enter_in_any_precision(dtype: torch.dtype) -> None:
+    model = build(neck(adapters={"type": "identity"})).eval()
+    given = {stride: level.to(dtype) for stride, level in features().items()}
+    with torch.no_grad():
+        outputs, expected = model(pyramid=given), model(pyramid={stride: one.float() for stride, one in given.items()})
+        assert torch.equal(outputs.detect[0], expected.detect[0])
+        assert model.bfloat16()(pyramid=given).detect[0].dtype == torch.bfloat16
 
 
 def test_wrong_feature_shapes_are_named() -> None:

@@ -19,9 +19,11 @@ PUBLIC = [
     "Outputs",
     "StoreError",
     "Targets",
+    "TrainConfig",
     "__version__",
     "build",
     "load",
+    "losses",
     "open_model",
     "predict",
     "save_weights",
@@ -46,7 +48,7 @@ def test_functions_are_functions_although_modules_carry_similar_names() -> None:
     import mtyolo.prediction.predict
     import mtyolo.training.train
 
-    for name in ("build", "load", "open_model", "predict", "save_weights", "train", "validate"):
+    for name in ("build", "load", "losses", "open_model", "predict", "save_weights", "train", "validate"):
         assert callable(getattr(mtyolo, name)), name
 
 

@@ -13,6 +13,7 @@ from mtyolo.cli.output import progress_bar, say, write_json
 EXAMPLES = (
     "mtyolo predict --model yolov5n.pt --source bus.jpg",
     "mtyolo predict --model runs/train/best.safetensors --source photos/ --source 'more/*.png' --json found.json",
+    "mtyolo predict --model runs/train/best.safetensors --source coco/images/val --features features/",
 )
 
 
@@ -26,6 +27,10 @@ def predict(
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 1,
     device: options.Device = "auto",
     weights: options.Weights = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Take the images' features from this store, at its image size, and draw on the images."),
+    ] = None,
     trust: options.Trust = False,
     out: Annotated[Path, typer.Option(help="Folder of the drawn pictures.")] = Path("runs/predict"),
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw what was found.")] = True,
@@ -37,8 +42,8 @@ def predict(
     from mtyolo.prediction.predict import stream
 
     found = find_device(device)
-    opened = open_model(model, weights=weights, trust=trust)
-    problems, described = Problems(), []
+    opened = open_model(model, weights=weights, features=features, trust=trust)
+    problems, described, lines = Problems(), [], []
     with progress_bar("predict") as progress:
         results = stream(
             opened,
@@ -51,6 +56,7 @@ def predict(
             batch=batch,
             problems=problems,
             progress=progress,
+            features=features,
         )
         for number, result in enumerate(results):
             described.append(result.to_dict())
@@ -58,15 +64,11 @@ def predict(
                 # The number keeps images of one name, from several folders, apart.
                 name = result.path.stem if result.path else "image"
                 described[-1]["picture"] = str(result.save(out / f"{number:04d}_{name}.jpg"))
+            lines.append(f"{result.path}: {result.counted()} -> {described[-1].get('picture', 'not drawn')}")
     if len(problems):
         say(problems.summary())
     if json is not None:
         write_json(described, json)
     if str(json) != "-":
-        for line in described:
-            typer.echo(f"{line['path']}: {_counted(line['detections'])} -> {line.get('picture', 'not drawn')}")
-
-
-def _counted(detections: list[dict[str, str]]) -> str:
-    names = [found["name"] for found in detections]
-    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"
+        for line in lines:
+            typer.echo(line)

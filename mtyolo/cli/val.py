@@ -39,12 +39,9 @@ def val(
     from mtyolo.api import open_to_judge, stored_batches
     from mtyolo.data.split import load_split
     from mtyolo.device import find_device
-    from mtyolo.errors import ConfigError
     from mtyolo.evaluation.validate import validate
 
     found = find_device(device)
-    if features is not None and pictures is not None:
-        raise ConfigError("--pictures shows what a model finds in images, and with --features it sees none")
     opened = open_to_judge(model, data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
     if found_wrong := images.problems.summary():
@@ -68,8 +65,14 @@ def val(
         from rich import print as show
 
         show(metrics.table())
+        classes = metrics.class_table()
+        if classes is not None:
+            show(classes)
+        elif json is None and any(metrics.per_class().values()):
+            say("AP of each class: --json FILE writes it, per_class")
     if pictures is not None:
         from mtyolo.drawing import save_image
         from mtyolo.evaluation.pictures import comparison
 
-        say(f"truth beside prediction: {save_image(comparison(opened, images, size=imgsz), pictures)}")
+        sheet = comparison(opened, images, size=imgsz, features=features)
+        say(f"truth beside prediction: {save_image(sheet, pictures)}")

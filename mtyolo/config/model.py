@@ -127,7 +127,12 @@ class ModelConfig(Strict):
     tasks: TasksConfig | None = None
     """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
     names: dict[int, str] | None = None
-    """Class names. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+    """Class names; a list counts from 0. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _a_list_counts_from_zero(cls, names: Any) -> Any:
+        return dict(enumerate(names)) if isinstance(names, list) else names
 
     @property
     def imports(self) -> bool:

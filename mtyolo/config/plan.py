@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -175,10 +175,15 @@ def _twice(names: list[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def read_plan(plan: str | Path | Mapping[str, Any] | PlanConfig) -> PlanConfig:
-    """A plan from a file, from the name of one that ships with mtyolo, or from its content. Raises ConfigError."""
+def read_plan(plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig) -> PlanConfig:
+    """A plan from a file, from the name of one that ships with mtyolo, or from its content, or its stages alone.
+
+    Raises ConfigError.
+    """
     if isinstance(plan, PlanConfig):
         return plan
+    if isinstance(plan, Sequence) and not isinstance(plan, str):
+        plan = {"stages": plan}
     if isinstance(plan, Mapping):
         try:
             return PlanConfig.model_validate(dict(plan))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mtyolo.config.model import Positive, Strict
+from mtyolo.config.reading import Document, read_yaml, validate
+from mtyolo.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -75,3 +79,16 @@ class TrainConfig(Strict):
     device: str = "auto"
     gains: LossGains = LossGains()
     augment: AugmentConfig = AugmentConfig()
+
+
+def read_config(config: str | Path | Mapping[str, Any] | TrainConfig) -> TrainConfig:
+    """A configuration from a file, or from its content. Raises ConfigError naming key and remedy."""
+    if isinstance(config, TrainConfig):
+        return config
+    if isinstance(config, Mapping):
+        return validate(TrainConfig, Document(Path("config"), dict(config), {}))
+    if isinstance(config, str | Path):
+        return validate(TrainConfig, read_yaml(config))
+    raise ConfigError(
+        f"config: expected a TrainConfig, a dictionary such as {{'epochs': 1}}, or a file, got {type(config).__name__}"
+    )

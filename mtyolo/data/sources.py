@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import Document, read_yaml, validate
@@ -17,6 +19,10 @@ SPLITS = ("train", "val", "test")
 SMALLEST_FIRST = ("val", "test", "train")
 """Where one json of several tells enough."""
 YAML_SUFFIXES = (".yaml", ".yml")
+
+Data = str | Path | Mapping[str, Any] | DataConfig
+"""A data file, a folder that holds one or pictures alone, or a data file's content; its paths then start where one
+stands."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class DataSource:
         return self.outlines[path]
 
 
-def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
+def read_data(source: Data | DataSource) -> DataSource:
     """Read and check a data file: a path, a folder that holds one, or the configuration itself.
 
     A folder with pictures and no data file is a training split without labels and without classes.
@@ -118,6 +124,7 @@ def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
     """
     if isinstance(source, DataSource):
         return source
+    source = with_checked_content(source)
     if isinstance(source, DataConfig):
         return DataSource(source, Path(source.path or ".").absolute())
     path = Path(source)
@@ -126,6 +133,15 @@ def read_data(source: str | Path | DataConfig | DataSource) -> DataSource:
     document = read_yaml(_data_file_in(path) if path.is_dir() else path)
     config = validate(DataConfig, document)
     return DataSource(config, Path(os.path.abspath(document.path.parent / (config.path or ""))), document)
+
+
+def with_checked_content(data: Data) -> str | Path | DataConfig:
+    """A data file's content as a DataConfig; files stay files. Raises ConfigError where it is neither."""
+    if isinstance(data, Mapping):
+        return validate(DataConfig, Document(Path("data"), dict(data), {}))
+    if isinstance(data, str | Path | DataConfig):
+        return data
+    raise ConfigError(f"data: expected a data file, a folder, or a dictionary of its keys, got {type(data).__name__}")
 
 
 def _holds_pictures_alone(folder: Path) -> bool:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.formats.yolo import read_yolo
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
-from mtyolo.data.sources import SPLITS, DataSource, as_list, read_data
+from mtyolo.data.sources import SPLITS, Data, DataSource, as_list, read_data
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.geometry import default_sigmas
 
 
-def load_split(source: str | Path | DataConfig | DataSource, split: str, *, strict: bool = False) -> Split:
+def load_split(source: Data | DataSource, split: str, *, strict: bool = False) -> Split:
     """Read one split: "train", "val" or "test".
 
     Images and labels that can not be used are skipped, named and counted in `.problems`; with `strict` the first is a

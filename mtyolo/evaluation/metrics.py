@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 FITNESS_WEIGHTS = {"detect": 1.0, "segment": 1.0, "keypoint": 1.0}
 """Our choice: the tasks count alike when the best checkpoint is picked."""
+MOST_CLASSES = 20
+"""Shown one by one."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,21 @@ class Metrics:
             precision = (_shown(found.ap), _shown(found.ap50), _shown(found.ap75))
             similarity = (_shown(found.similarity),) if task == "keypoint" else ()
             table.add_row(task, str(found.images), str(found.objects), *precision, *similarity)
+        return table
+
+    def class_table(self) -> Table | None:
+        """For rich.print: AP of each class, a column a task. None for more than MOST_CLASSES, which nobody reads."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        classes = list(dict.fromkeys(name for found in self.tasks.values() for name in found.per_class))
+        if not 0 < len(classes) <= MOST_CLASSES:
+            return None
+        table = Table("class", title="AP of each class")
+        for task in self.tasks:
+            table.add_column(task, justify="right")
+        for name in classes:
+            table.add_row(escape(name), *(_shown(found.per_class.get(name, math.nan)) for found in self.tasks.values()))
         return table
 
 

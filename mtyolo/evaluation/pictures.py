@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
+from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch
-from mtyolo.tasks.instances import instances
 
 
 def comparison(
-    model: Model, split: Split, *, size: int = 640, count: int = 6, confidence: float = 0.25, iou: float = 0.45
+    model: Model,
+    split: Split,
+    *,
+    size: int = 640,
+    count: int = 6,
+    confidence: float = 0.25,
+    iou: float = 0.45,
+    features: str | Path | None = None,
 ) -> NDArray[np.uint8]:
-    """RGB picture of `count` images spread over the split, as the network sees them: labels, and what is found."""
+    """RGB picture of `count` images spread over the split, as the network sees them: labels, and what is found.
+
+    features: a store to find in, in place of the images, which are then only drawn on; `size` is the store's.
+    """
     size = math.ceil(size / model.largest_stride) * model.largest_stride
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
     few = replace(split, records=[split.records[index] for index in chosen])
-    loader = make_loader(Dataset(few, size, cache_bytes=0), len(few), shuffle=False, workers=0, seed=0)
-    batch: Batch = next(iter(loader))
+    batch: Batch = next(iter(_pictures(few, size) if features is None else _stored(model, few, features)))
     with evaluating(model):
         outputs = forward(model, batch.to(next(model.parameters()).device))
-        found = instances(
-            outputs,
-            model.anchors,
-            model.strides,
-            size=(size, size),
-            confidence=confidence,
-            iou=iou,
-            keypoint=model.keypoint,
-        )
+        found = model.detections(outputs, confidence=confidence, iou=iou)
     assert batch.images is not None
     images = [image.permute(1, 2, 0).numpy() for image in batch.images]
     return draw_comparison(images, truths_of(batch), found, split.names)
+
+
+def _pictures(split: Split, size: int) -> DataLoader[Batch]:
+    return make_loader(Dataset(split, size, cache_bytes=0), len(split), shuffle=False, workers=0, seed=0)
+
+
+def _stored(model: Model, split: Split, directory: str | Path) -> DataLoader[Batch]:
+    """Features, with the pictures beside them."""
+    store = FeatureStore.open(directory, "stream")
+    store.check(model, split, store.manifest.size)
+    return make_store_loader(store, split, len(split), augment=None, shuffle=False, seed=0, pixels=True)

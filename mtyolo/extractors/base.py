@@ -45,8 +45,8 @@ class GivenFeatures(Extractor):
     def forward(self, images: Tensor) -> Pyramid:
         strides = ", ".join(f"{level.stride}: …" for level in self.levels)
         raise ConfigError(
-            f"this model takes features, not images: give pyramid={{{strides}}}, train from a feature store, "
-            "or name an extractor in the model file"
+            f"this model takes features, not images: give pyramid={{{strides}}}, name a feature store "
+            "(features=, --features), or name an extractor in the model file"
         )
 
 

@@ -39,13 +39,25 @@ def feature_augment(augment: AugmentConfig, *, aligns: bool = False) -> AugmentC
     """
     usual = AugmentConfig()
     chosen = [name for name in AugmentConfig.model_fields if getattr(augment, name) != getattr(usual, name)]
+    return _with_chosen(ALIGN_DEFAULTS if aligns else FEATURE_DEFAULTS, augment, chosen)
+
+
+def loader_augment(augment: AugmentConfig | bool | None) -> AugmentConfig | None:
+    """What a call from Python means: True the defaults of features, False and None the plain view, and what an
+    AugmentConfig does not name is as in these defaults. Raises ConfigError where something was named that needs pixels.
+    """
+    if isinstance(augment, AugmentConfig):
+        return _with_chosen(FEATURE_DEFAULTS, augment, sorted(augment.model_fields_set))
+    return FEATURE_DEFAULTS if augment else None
+
+
+def _with_chosen(defaults: AugmentConfig, augment: AugmentConfig, chosen: Sequence[str]) -> AugmentConfig:
     for name in PIXEL_FIELDS:
         if name in chosen and getattr(augment, name):
             raise ConfigError(
                 f"augment.{name}: {getattr(augment, name)} needs pixels, and a feature store has none; set it to 0, "
                 "train without --features, or store views that vary so: mtyolo extract --views 4"
             )
-    defaults = ALIGN_DEFAULTS if aligns else FEATURE_DEFAULTS
     return defaults.model_copy(update={name: getattr(augment, name) for name in chosen})
 
 

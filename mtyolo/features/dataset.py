@@ -20,7 +20,7 @@ from mtyolo.data.loader import EpochBatches, collate
 from mtyolo.data.records import Split, pictures_only
 from mtyolo.data.transforms import Sample
 from mtyolo.errors import DataError, StoreError
-from mtyolo.features.augment import Picture, arrange, plain
+from mtyolo.features.augment import Picture, arrange, loader_augment, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.replaced import read_targets
@@ -135,15 +135,19 @@ def make_store_loader(
     split: Split,
     batch: int,
     *,
-    augment: AugmentConfig | None,
+    augment: AugmentConfig | bool | None,
     shuffle: bool,
     seed: int,
     targets: FeatureStore | None = None,
     pixels: bool = False,
 ) -> DataLoader[Batch]:
     """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
-    more than copying them from a mapped file."""
-    dataset = StoreDataset(store, split, augment, seed, targets, pixels)
+    more than copying them from a mapped file.
+
+    augment: True for what suits features (mirrors alone), an AugmentConfig for that with what it names changed, None or
+    False for the plain first view.
+    """
+    dataset = StoreDataset(store, split, loader_augment(augment), seed, targets, pixels)
     batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
 

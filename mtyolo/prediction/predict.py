@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from mtyolo.checkpoint import load
 from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
 from mtyolo.errors import DataError
+from mtyolo.features.standin import stand_in
 from mtyolo.geometry import PADDING_GREY, letterbox_of, resized_shape
 from mtyolo.model import Model, evaluating
 from mtyolo.prediction.results import Result
-from mtyolo.prediction.sources import Picture, Source, Sources, find_sources
+from mtyolo.prediction.sources import Inputs, Picture, Source, Sources, find_sources
+from mtyolo.prediction.stored import StoredInputs
 from mtyolo.structures import Detections, Letterbox
-from mtyolo.tasks.instances import instances
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def predict(
     batch: int = 1,
     problems: Problems | None = None,
     progress: Progress | None = None,
+    features: str | Path | None = None,
     trust: bool = False,
 ) -> list[Result]:
     """What the model finds in each image, in the order of the sources.
@@ -47,7 +50,8 @@ def predict(
     list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride.
     confidence, iou, limit: least score, non-maximum suppression within a class, most detections of an image; the
     defaults are those of the official predict. device: the model is moved there; by default it stays.
-    problems: takes note of images that can not be read; by default they are logged. trust: import
+    problems: takes note of images that can not be read; by default they are logged. features: a store that holds the
+    features of these image files, for a model whose extractor is not there; then `size` is the store's. trust: import
     `package.module:Class` that the checkpoint names. Masks of thousands of images fill the memory: use `stream` for
     those. Raises DataError if there is nothing to read, or nothing can be read.
     """
@@ -63,6 +67,7 @@ def predict(
             batch=batch,
             problems=problems,
             progress=progress,
+            features=features,
             trust=trust,
         )
     )
@@ -80,21 +85,24 @@ def stream(
     batch: int = 1,
     problems: Problems | None = None,
     progress: Progress | None = None,
+    features: str | Path | None = None,
     trust: bool = False,
 ) -> Iterator[Result]:
     """As `predict`, one result after the other: no more than a batch is in memory."""
     found = find_sources(sources)
-    model = model if isinstance(model, Model) else load(model, trust=trust)
+    if not isinstance(model, Model):
+        model = load(model, stand_in=None if features is None else stand_in(features), trust=trust)
     if device is not None:
         model.to(device)
     noted = Problems() if problems is None else problems
+    side = math.ceil(size / model.largest_stride) * model.largest_stride
+    inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)
     read = 0
     for start in range(0, len(found), batch):
-        readable = _read(found[start : start + batch], noted)
-        read += len(readable)
-        detections = _detect(model, [pixels for _, pixels in readable], size, confidence, iou, limit)
-        for (source, pixels), seen in zip(readable, detections, strict=True):
-            yield Result(seen, model.names, source.path, pixels if source.path is None else None)
+        inputs = inputs_of(found[start : start + batch], noted)
+        read += len(inputs.sources)
+        for source, seen in zip(inputs.sources, _detect(model, inputs, confidence, iou, limit), strict=True):
+            yield Result(seen, model.names, source.path, source.pixels)
         if progress is not None:
             progress(min(start + batch, len(found)), len(found))
     if not read:
@@ -103,42 +111,35 @@ def stream(
         logger.warning("%s", noted.summary())
 
 
-def _read(sources: Sequence[Source], problems: Problems) -> list[tuple[Source, Picture]]:
-    readable = []
+def _fitted(sources: Sequence[Source], problems: Problems, *, side: int) -> Inputs:
+    """The pixels of those that can be read; the others become problems."""
+    read, fitted = [], []
     for source in sources:
         try:
-            readable.append((source, source.read()))
+            fitted.append(letterboxed(source.read(), side))
+            read.append(source)
         except DataError as error:
             problems.add("unreadable image", source.path, str(error).removeprefix(f"{source.path}: "))
-    return readable
+    images = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2) if fitted else None
+    return Inputs(read, [letterbox for _, letterbox in fitted], images)
 
 
 def _first(problems: Problems) -> str:
     return str(next(iter(problems.examples.values()))[0])
 
 
-def _detect(
-    model: Model, pictures: Sequence[Picture], size: int, confidence: float, iou: float, limit: int
-) -> list[Detections]:
+def _detect(model: Model, inputs: Inputs, confidence: float, iou: float, limit: int) -> list[Detections]:
     """Detections on the CPU, in pixels of each picture."""
-    if not pictures:
+    if not inputs.sources:
         return []
-    side = math.ceil(size / model.largest_stride) * model.largest_stride
-    fitted = [letterboxed(picture, side) for picture in pictures]
-    images = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2)
+    device = next(model.parameters()).device
     with evaluating(model):
-        outputs = model(images.to(next(model.parameters()).device).float().div_(255))
-        found = instances(
-            outputs,
-            model.anchors,
-            model.strides,
-            size=(side, side),
-            confidence=confidence,
-            iou=iou,
-            limit=limit,
-            letterboxes=[letterbox for _, letterbox in fitted],
-            keypoint=model.keypoint,
-        )
+        if inputs.pyramid is not None:
+            outputs = model(pyramid={stride: level.to(device) for stride, level in inputs.pyramid.items()})
+        else:
+            assert inputs.images is not None, "one of the two is there"
+            outputs = model(inputs.images.to(device).float().div_(255))
+        found = model.detections(outputs, inputs.letterboxes, confidence=confidence, iou=iou, limit=limit)
     return [detections.to("cpu") for detections in found]
 
 

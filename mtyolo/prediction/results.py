@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ class Result:
     path: Path | None = None
     pixels: NDArray[np.uint8] | None = None
     """[height, width, 3] RGB of an image that was not read from a file; files are read again when drawn."""
+
+    def __repr__(self) -> str:
+        """A line: notebooks show what a cell ends with, and masks are large."""
+        return f"Result({'a picture' if self.path is None else self.path}: {self.counted()})"
 
     def __len__(self) -> int:
         return len(self.detections)
@@ -55,6 +60,11 @@ class Result:
     def keypoints(self) -> Tensor | None:
         """[N, K, 3] x, y, visibility in 0..1; None: the model has no keypoint branch."""
         return self.detections.keypoints
+
+    def counted(self) -> str:
+        """How many of what: "4 person, 1 bus", in the order of the best of each."""
+        counts = Counter(self.names[number] for number in self.classes.tolist())
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
 
     def draw(self) -> NDArray[np.uint8]:
         """RGB picture with all that was found."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from mtyolo.data.images import IMAGE_SUFFIXES, read_image
 from mtyolo.errors import DataError
+from mtyolo.structures import Letterbox, Pyramid
 
 Picture = NDArray[np.uint8]
 Given = str | Path | Picture | Image.Image
@@ -33,12 +35,22 @@ class Source(NamedTuple):
         return read_image(self.path)
 
 
+class Inputs(NamedTuple):
+    """Some sources, ready for the network: as pixels or as features."""
+
+    sources: list[Source]
+    letterboxes: list[Letterbox]
+    images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
+    pyramid: Pyramid | None = None
+
+
 def find_sources(sources: Sources) -> list[Source]:
     """Every image that is meant, in order; a folder's and a glob's by name. Files are not opened yet.
 
     Raises DataError for a path, folder or glob that holds no image, with the absolute path that was looked at.
     """
-    given: Iterable[Given] = [sources] if isinstance(sources, str | Path | np.ndarray | Image.Image) else sources
+    several = isinstance(sources, Iterable) and not isinstance(sources, str | np.ndarray | Tensor)
+    given: Iterable[Any] = sources if several else [sources]  # type: ignore[assignment]
     found = [source for one in given for source in _find(one)]
     if not found:
         raise DataError("nothing to predict on: the list of sources is empty")
@@ -50,6 +62,11 @@ def _find(given: Given) -> list[Source]:
         return [Source(None, np.asarray(ImageOps.exif_transpose(given).convert("RGB")))]
     if isinstance(given, np.ndarray):
         return [Source(None, _checked(given))]
+    if not isinstance(given, str | Path):
+        raise DataError(
+            f"{type(given).__name__}: expected image files, folders, globs, uint8 RGB arrays [height, width, 3] or PIL "
+            "images; of a tensor [3, height, width] in 0..1 give (255 * tensor).byte().permute(1, 2, 0).numpy()"
+        )
     path = Path(given).expanduser()
     if path.is_dir():
         return [Source(file) for file in _images_in(path)]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mtyolo.config.training import LossGains
+from mtyolo.errors import ConfigError
 from mtyolo.model import Model, forward
-from mtyolo.structures import Batch, Outputs
+from mtyolo.structures import Batch, Outputs, Targets
 from mtyolo.tasks import compute_losses, official_gains
+from mtyolo.tasks.anchors import labelled_images
 from mtyolo.training.processes import any_process
 
 
@@ -48,24 +50,49 @@ class TasksObjective:
 
     def judge(self, model: Model, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of a forward pass that was made already."""
-        size = outputs.detect[0].shape[2] * model.strides[0]
-        # Over all processes, as all must take part in counting what losses divide by.
-        present = any_process(
-            [bool(batch.targets.labelled[task].any()) for task in self.tasks], outputs.detect[0].device
-        )
-        computed = compute_losses(
-            tasks=[task for task, is_there in zip(self.tasks, present, strict=True) if is_there],
-            outputs=outputs,
-            targets=batch.targets,
-            anchors=model.anchors,
-            strides=model.strides,
-            gains=official_gains(self.gains, classes=len(model.names), size=size, levels=len(model.strides)),
-            sigmas=None if self.sigmas is None else torch.tensor(self.sigmas, device=model.anchors.device),
-        )
-        images = len(batch.indices)  # the losses come as sums over images
-        components = {name: value / images for parts in computed.values() for name, value in parts.items()}
-        tasks = {task: torch.stack([components[name] for name in parts]).sum() for task, parts in computed.items()}
-        return Losses(tasks, components, shared_features(outputs))
+        return losses(model, outputs, batch.targets, tasks=self.tasks, gains=self.gains, sigmas=self.sigmas)
+
+
+def losses(
+    model: Model,
+    outputs: Outputs,
+    targets: Targets,
+    *,
+    tasks: Sequence[str] | None = None,
+    gains: LossGains | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Losses:
+    """What a batch costs, for a training loop of your own: `sum(losses(…).tasks.values()).backward()`.
+
+    outputs: of the model; targets: on the same device; where `labelled` does not name a task, all images count.
+    tasks: by default the model's. gains: for 80 classes at 640 px and three levels; scaled to the model and the input.
+    sigmas: [K] falloff per keypoint, by default as the model remembers them. The losses are means over images; the
+    official learning rates belong to their sum, so multiply by the number of images there.
+    Raises ConfigError for a task that the model has not.
+    """
+    chosen = model.tasks if tasks is None else tuple(tasks)
+    if unknown := [task for task in chosen if task not in model.tasks]:
+        raise ConfigError(f"the model has no task {unknown[0]!r}; it has {', '.join(model.tasks)}")
+    images, _, height, *_ = outputs.detect[0].shape
+    # Over all processes, as all must take part in counting what losses divide by.
+    flags = [bool(labelled_images(targets, task, images).any()) for task in chosen]
+    present = any_process(flags, outputs.detect[0].device)
+    falloff = sigmas or (model.keypoint.sigmas if model.keypoint else None)
+    computed = compute_losses(
+        tasks=[task for task, is_there in zip(chosen, present, strict=True) if is_there],
+        outputs=outputs,
+        targets=targets,
+        anchors=model.anchors,
+        strides=model.strides,
+        gains=official_gains(
+            gains or LossGains(), classes=len(model.names), size=height * model.strides[0], levels=len(model.strides)
+        ),
+        sigmas=None if falloff is None else torch.tensor(falloff, device=model.anchors.device),
+    )
+    # They come as sums over images.
+    components = {name: value / images for parts in computed.values() for name, value in parts.items()}
+    by_task = {task: torch.stack([components[name] for name in parts]).sum() for task, parts in computed.items()}
+    return Losses(by_task, components, shared_features(outputs))
 
 
 def shared_features(outputs: Outputs) -> list[Tensor]:

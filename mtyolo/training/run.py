@@ -42,6 +42,12 @@ class Run:
     best_fitness: float = -math.inf
     plotted_at: float = field(default_factory=time.monotonic)
 
+    def __repr__(self) -> str:
+        """A line: notebooks show what a cell ends with, and the rows are many."""
+        epoch = self.results[-1]["epoch"] if self.results else 0
+        fitness = f"best fitness {self.best_fitness:.3f}" if math.isfinite(self.best_fitness) else "never validated"
+        return f"Run({str(self.out)!r}, epoch {epoch}, {fitness})"
+
     @property
     def best(self) -> Path:
         """Weights of the epoch with the best fitness; of the last where nothing was validated."""
@@ -131,6 +137,9 @@ def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path
         out = next(path for path in numbers if not path.exists())
     folder = Path(out)
     if (folder / STATE).exists():
-        raise ConfigError(f"{folder}: a run is already there; go on with --resume {folder}, or name another --out")
+        raise ConfigError(
+            f"{folder}: a run is already there; go on with --resume {folder}, or name another --out "
+            "(in Python resume=, out=)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder

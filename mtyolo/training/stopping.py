@@ -20,7 +20,8 @@ class Interrupted(MtyoloError):
         """imports: the run's model names classes to be imported."""
         number = signal.SIGTERM if signal_number is None else signal.Signals(signal_number)
         command = shlex.join(["mtyolo", "train", "--resume", str(out), *(["--trust"] if imports else [])])
-        super().__init__(f"{number.name}: saved; go on with: {command}")
+        call = f"mtyolo.train(resume={str(out)!r}{', trust=True' if imports else ''})"
+        super().__init__(f"{number.name}: saved; in Python call {call}, else go on with: {command}")
         self.signal_number = signal_number
         self.exit_code = 128 + number
 

@@ -54,3 +54,19 @@ def test_the_table_shows_numbers_and_leaves_unknown_ones_open():
         "",
     ]
     assert [part.strip() for part in rows["keypoint"].split("│")[4:-1]] == ["-", "-", "-", "-"]
+
+
+def test_few_classes_are_shown_one_by_one_and_many_are_not():
+    found = metrics()
+    found.tasks["segment"].per_class = {"person": 0.125, "dog": 0.5}
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(found.class_table())
+    rows = [line.strip("│").split("│") for line in capture.get().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["person", "0.400", "0.125", "-"],
+        ["dog", "-", "0.500", "-"],
+    ]
+    found.tasks["detect"].per_class = {str(number): 0.5 for number in range(20)}
+    assert found.class_table() is None
+    assert Metrics({"keypoint": metrics().tasks["keypoint"]}).class_table() is None

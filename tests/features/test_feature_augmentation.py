@@ -265,6 +265,19 @@ def test_what_needs_pixels_is_refused_only_when_somebody_asked_for_it() -> None:
         feature_augment(AugmentConfig(hue=0.1))
 
 
+def test_a_loader_made_from_python_augments_as_features_like_it(store: FeatureStore, split: Split) -> None:
+    def augment(value: AugmentConfig | bool | None) -> AugmentConfig | None:
+        loader = make_store_loader(store, split, 2, augment=value, shuffle=False, seed=0)
+        assert isinstance(loader.dataset, StoreDataset)
+        return loader.dataset.augment
+
+    assert augment(True) == augment(AugmentConfig()) == FEATURE_DEFAULTS
+    assert augment(False) is augment(None) is None
+    assert augment(AugmentConfig(mosaic=1.0)) == FEATURE_DEFAULTS.model_copy(update={"mosaic": 1.0})
+    with pytest.raises(ConfigError, match=r"augment\.scale: 0\.5 needs pixels"):
+        augment(AugmentConfig(scale=0.5))
+
+
 def test_without_flip_idx_nothing_with_keypoints_is_mirrored(store: FeatureStore, split: Split) -> None:
     dataset = StoreDataset(store, replace(split, flip_idx=None), only(flip=1.0))
     assert not any(dataset._picture(epoch, 0).mirrored for epoch in range(5))

@@ -14,6 +14,7 @@ from PIL import Image
 from mtyolo.checkpoint import load
 from mtyolo.data.records import Problems
 from mtyolo.errors import CheckpointError, DataError
+from mtyolo.geometry import boxes_to_original
 from mtyolo.model import Model
 from mtyolo.prediction.predict import letterboxed, predict, stream
 
@@ -47,6 +48,21 @@ def test_detections_are_the_official_ones(
     assert result.classes.tolist() == expected[:, 5].tolist()
     torch.testing.assert_close(result.boxes, expected[:, :4].float(), atol=0.5, rtol=0)
     torch.testing.assert_close(result.scores, expected[:, 4].float(), atol=0.005, rtol=0)
+
+
+def test_detections_of_outputs_are_those_of_predict(official: Model, test_data: Path):
+    path = test_data / "images/bus.jpg"
+    (expected,) = predict(official, path, size=320)
+    with Image.open(path) as image:
+        canvas, letterbox = letterboxed(np.asarray(image.convert("RGB")), 320)
+    outputs = official.eval()(torch.from_numpy(canvas).permute(2, 0, 1)[None] / 255)
+    (found,) = official.detections(outputs, [letterbox])
+    torch.testing.assert_close(found.boxes_xyxy, expected.boxes, atol=0.01, rtol=0)
+    assert found.size == (1080, 810)
+    (inside,) = official.detections(outputs)
+    assert not inside.boxes_xyxy.requires_grad
+    assert inside.size == (320, 320)
+    assert torch.equal(boxes_to_original(inside.boxes_xyxy, letterbox), found.boxes_xyxy)
 
 
 def test_files_arrays_and_pil_images_give_the_same(official: Model, test_data: Path):

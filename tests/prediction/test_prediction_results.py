@@ -37,6 +37,15 @@ def test_json_holds_everything_in_pixels():
     assert found["keypoints"] == [[6, 11, 0.5]]
 
 
+def test_a_notebook_shows_a_line():
+    assert repr(result(path=Path("some/photo.jpg"))) == "Result(some/photo.jpg: 1 dog)"
+    many = result()
+    many.detections.classes, many.names = torch.tensor([1, 0, 1]), NAMES
+    assert repr(many) == "Result(a picture: 2 dog, 1 cat)"
+    many.detections.classes = torch.tensor([], dtype=torch.int64)
+    assert repr(many) == "Result(a picture: nothing found)"
+
+
 def test_json_masks_are_coco_run_lengths():
     mask = result().to_dict()["detections"][0]["mask"]
     decoded = rle_codec.decode(mask)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mtyolo.errors import DataError
@@ -69,6 +70,12 @@ def test_a_pil_image_is_turned_upright(tmp_path: Path):
 def test_arrays_that_are_no_picture_are_refused_with_their_shape(wrong: np.ndarray):
     with pytest.raises(DataError, match=str(list(wrong.shape)).replace("[", r"\[")):
         find_sources(wrong)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 10, 10), [torch.zeros(3, 10, 10)], 0])
+def test_other_things_are_refused_with_what_is_taken(wrong: object):
+    with pytest.raises(DataError, match=r"(Tensor|int): expected image files, .* PIL images; of a tensor"):
+        find_sources(wrong)  # type: ignore[arg-type]
 
 
 def test_what_is_not_there_is_named_in_full(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -332,3 +332,9 @@ def test_each_panel_has_a_curve_for_each_of_its_columns(figure: Figure) -> None:
 def test_nothing_to_plot_leaves_no_file(tmp_path: Path) -> None:
     plot_results([{"epoch": 1, "stage": "one", "lr": 0.1}], tmp_path / "results.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_shows_a_line_of_a_run(tmp_path: Path) -> None:
+    rows: list[Row] = [{"epoch": 0, "stage": ""}, {"epoch": 1, "stage": "all"}]
+    assert repr(Run(tmp_path, rows, 0.25)) == f"Run({str(tmp_path)!r}, epoch 1, best fitness 0.250)"
+    assert repr(Run(tmp_path)) == f"Run({str(tmp_path)!r}, epoch 0, never validated)"

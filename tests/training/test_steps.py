@@ -22,13 +22,13 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, MtyoloError
-from mtyolo.model import Model
+from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
 from mtyolo.training.batch_size import largest_batch
 from mtyolo.training.ema import Ema
 from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives import TasksObjective, losses
 from mtyolo.training.optimizer import make_optimizer, set_rates
 from mtyolo.training.splits import open_splits
 from mtyolo.training.stages import freeze, plan_stages
@@ -46,16 +46,37 @@ def first_batch(shapes: Path, size: int = 3) -> Batch:
 def test_a_task_without_a_labelled_image_is_left_out_and_not_zero(make_model: MakeModel, shapes: Path) -> None:
     batch = first_batch(shapes)
     batch.targets.labelled["segment"][:] = False
-    losses = TasksObjective(("detect", "segment", "keypoint"), LossGains())(make_model(), batch)
-    assert list(losses.tasks) == ["detect", "keypoint"]
-    assert not [name for name in losses.components if name.startswith("segment")]
+    found = TasksObjective(("detect", "segment", "keypoint"), LossGains())(make_model(), batch)
+    assert list(found.tasks) == ["detect", "keypoint"]
+    assert not [name for name in found.components if name.startswith("segment")]
+
+
+def test_losses_for_an_own_loop_are_those_of_training(make_model: MakeModel, shapes: Path) -> None:
+    model, batch = make_model().eval(), first_batch(shapes)
+    found = losses(model, forward(model, batch), batch.targets)
+    expected = TasksObjective(model.tasks, LossGains())(model, batch)
+    assert found.components.keys() == expected.components.keys()
+    for name, value in expected.components.items():
+        assert torch.equal(found.components[name], value), name
+
+
+def test_targets_that_do_not_say_what_is_labelled_count_for_all_tasks(make_model: MakeModel, shapes: Path) -> None:
+    model, batch = make_model().eval(), first_batch(shapes)
+    outputs = forward(model, batch)
+    expected = losses(model, outputs, batch.targets)
+    batch.targets.labelled = {}
+    found = losses(model, outputs, batch.targets)
+    assert list(found.tasks) == ["detect", "segment", "keypoint"]
+    assert all(torch.equal(found.tasks[task], value) for task, value in expected.tasks.items())
+    with pytest.raises(ConfigError, match="the model has no task 'pose'; it has detect, segment, keypoint"):
+        losses(model, outputs, batch.targets, tasks=["pose"])
 
 
 def test_a_task_is_the_sum_of_its_components(make_model: MakeModel, shapes: Path) -> None:
-    losses = TasksObjective(("detect",), LossGains())(make_model(), first_batch(shapes))
-    assert set(losses.components) == {"detect.box", "detect.objectness", "detect.class"}
-    components = [value.item() for value in losses.components.values()]
-    assert losses.tasks["detect"].item() == pytest.approx(sum(components), rel=1e-6)
+    found = TasksObjective(("detect",), LossGains())(make_model(), first_batch(shapes))
+    assert set(found.components) == {"detect.box", "detect.objectness", "detect.class"}
+    components = [value.item() for value in found.components.values()]
+    assert found.tasks["detect"].item() == pytest.approx(sum(components), rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,0 +1,86 @@
+"""What a model sees of pictures whose features are in a store: these, in place of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mtyolo.data.images import image_size
+from mtyolo.data.records import ImageRecord, Problems, labels_of
+from mtyolo.errors import DataError, StoreError
+from mtyolo.extractors.pretrained import identity_of
+from mtyolo.features.index import change
+from mtyolo.features.reader import FeatureStore
+from mtyolo.geometry import letterbox_of
+from mtyolo.model import Model
+from mtyolo.prediction.sources import Inputs, Source
+
+Place = tuple[str, int]
+"""Split and row."""
+
+REMEDY = "predict without features, where there is an extractor, or make its features again"
+DIFFERENT_NAMES = "give these pictures different names, or a folder called like their split"
+
+
+class StoredInputs:
+    """Features of pictures, at the store's size. Files are only looked at: are they still what the features are of?
+
+    Raises StoreError where the features are not this model's, or are not those of a picture.
+    """
+
+    def __init__(self, directory: Path | str, model: Model) -> None:
+        self.store = FeatureStore.open(directory, "stream")
+        if model.extractor is None:
+            raise StoreError(f"{directory}: this model has no extractor, so it takes images and not features")
+        self.store.check_made_by(identity_of(model.extractor), model.extractor.levels, self.store.manifest.size)  # type: ignore[arg-type]
+
+    def __call__(self, sources: Sequence[Source], problems: Problems) -> Inputs:
+        """Those that can be used; the others become problems."""
+        places: list[tuple[Source, Place]] = []
+        for source in sources:
+            try:
+                places.append((source, self._place(source)))
+            except DataError as error:
+                problems.add("unreadable image", source.path, str(error).removeprefix(f"{source.path}: "))
+        side = self.store.manifest.size
+        rows = [self.store.index(split).rows[row] for _, (split, row) in places]
+        parts = [self.store.read(split, [[self.store.whole(row)]]) for _, (split, row) in places]
+        return Inputs(
+            [source for source, _ in places],
+            [letterbox_of(row.height, row.width, (side, side)) for row in rows],
+            pyramid={stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]} if parts else None,
+        )
+
+    def _place(self, source: Source) -> Place:
+        """Raises DataError for a picture that can not be read."""
+        if source.path is None:
+            raise StoreError("a feature store knows pictures by their files: name files or folders, not arrays")
+        height, width = image_size(source.path)
+        record = ImageRecord(source.path.absolute(), height, width, labels_of([], (), masks=False, points=None))
+        splits = {split: self.store.index(split) for split in self.store.manifest.splits}
+        named = [(split, row) for split, index in splits.items() if (row := index.find(record.path)) is not None]
+        reasons = {(split, row): change(splits[split].rows[row], record) for split, row in named}
+        same = [place for place, reason in reasons.items() if reason is None]
+        if not same:
+            why = (
+                f"changed after its features were made ({reasons[named[0]]})"
+                if named
+                else f"is not in {self.store.directory}"
+            )
+            raise StoreError(f"{source.path}: {why}; {REMEDY}")
+        split, row = self._only(same, record.path)
+        if not splits[split].rows[row].usable:
+            raise DataError(f"{source.path}: could not be read when its features were made")
+        return split, row
+
+    def _only(self, places: Sequence[Place], path: Path) -> Place:
+        """Of one content any will do; but a store without hashes may have other pictures of the same name."""
+        if len(places) == 1 or all(self.store.index(split).rows[row].sha256 for split, row in places):
+            return places[0]
+        beside = [place for place in places if place[0] in path.parts]
+        if len(beside) != 1:
+            splits = " and ".join(split for split, _ in places)
+            raise StoreError(f"{path}: {self.store.directory} has it in {splits}; {DIFFERENT_NAMES}")
+        return beside[0]

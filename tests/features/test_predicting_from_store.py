@@ -1,0 +1,136 @@
+"""Predicting on pictures whose features are in a store, without the extractor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_features import SIZE, TinyExtractor
+
+from mtyolo.api import build
+from mtyolo.checkpoint import save_weights
+from mtyolo.cli.main import main
+from mtyolo.config.model import shipped_configs
+from mtyolo.data.records import Problems, Split
+from mtyolo.errors import StoreError
+from mtyolo.features.reader import FeatureStore
+from mtyolo.features.shards import Contents, read_contents, shard_path, write_shard
+from mtyolo.model import Model
+from mtyolo.prediction.predict import predict
+
+MakeStore = Callable[..., FeatureStore]
+LEVELS = {level.stride: level.channels for level in TinyExtractor.levels}
+
+
+def make_model(data: Path, extractor: dict[str, object]) -> Model:
+    """Random, and so sure of itself that it finds things."""
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    config = {
+        "extractor": extractor,
+        "detector": {"graph": graph | {"width_multiple": 0.05, "depth_multiple": 0.1}},
+        "tasks": {"detect": {}, "keypoint": {}},
+    }
+    model = build(config, data=data, extractors={"tiny": TinyExtractor})
+    torch.manual_seed(2)
+    for name, parameter in sorted(model.named_parameters()):
+        if not name.startswith("extractor."):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture
+def given(images: Path) -> Model:
+    """A model whose file says `name: features`: there is no extractor to run."""
+    return make_model(images, {"name": "features", "levels": LEVELS})
+
+
+@pytest.fixture
+def folder(split: Split) -> Path:
+    return split.records[0].path.parent
+
+
+def test_detections_from_a_store_are_those_from_pixels(
+    images: Path, given: Model, folder: Path, make_store: MakeStore
+) -> None:
+    store = make_store(dtype="fp32").directory
+    online = predict(make_model(images, {"name": "tiny"}), folder, size=SIZE, confidence=0.1, batch=3)
+    stored = predict(given, folder, features=store, confidence=0.1, batch=4)
+    assert len(online) == 10
+    assert sum(len(result) for result in online) > 10
+    for one, other in zip(online, stored, strict=True):
+        assert other.path == one.path
+        assert other.detections.size == one.detections.size
+        torch.testing.assert_close(other.boxes, one.boxes, atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(other.keypoints, one.keypoints, atol=1e-2, rtol=1e-3)
+        assert (other.draw() == one.draw()).mean() > 0.99
+
+
+def test_the_command_draws_on_the_pictures_of_a_store(
+    given: Model, folder: Path, make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save_weights(given, tmp_path / "given.safetensors")
+    arguments = ["predict", "--model", str(weights), "--source", str(folder), "--out", str(tmp_path / "drawn")]
+    assert main([*arguments, "--features", str(make_store().directory)]) == 0
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 10
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "takes features, not images: give pyramid={8: …, 16: …, 32: …}, name a feature store" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_a_store_does_not_know_is_refused_and_what_can_not_be_read_is_counted(
+    given: Model, folder: Path, make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store().directory
+    with pytest.raises(StoreError, match=r"other\.png: is not in .*store; predict without features"):
+        predict(given, shutil.copy(folder / "0000.png", tmp_path / "other.png"), features=store)
+    with pytest.raises(StoreError, match="name files or folders, not arrays"):
+        predict(given, np.zeros((50, 50, 3), np.uint8), features=store)
+    shutil.copy(folder / "0001.png", folder / "0000.png")
+    with pytest.raises(StoreError, match=r"0000\.png: changed after its features were made"):
+        predict(given, folder / "0000.png", features=store)
+    (folder / "0000.png").write_bytes(b"")
+    problems = Problems()
+    assert len(predict(given, folder, features=store, problems=problems)) == 9
+    assert problems.counts == {"unreadable image": 1}
+
+
+def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:
+    model = make_model(images, {"name": "tiny", "arguments": {"seed": 1}})
+    with pytest.raises(StoreError, match="seed 0"):
+        predict(model, folder, features=make_store().directory)
+
+
+def test_pictures_of_one_name_in_two_splits_are_told_apart_by_their_folder(
+    given: Model, split: Split, folder: Path, make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store(dtype="fp32")
+    expected = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)[0]
+    _add_split_without_hashes(store.directory)
+    other = shutil.copy(folder / "0000.png", tmp_path / "0000.png")
+    with pytest.raises(StoreError, match=r"has it in train and val; give these pictures different names"):
+        predict(given, other, features=store.directory)
+    (found,) = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)
+    assert torch.equal(found.boxes, expected.boxes)
+
+
+def _add_split_without_hashes(store: Path) -> None:
+    """As another program writes it: the first shard once more, as val, with its pictures' features all zero."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    rows = [
+        row.model_copy(update={"sha256": None, "length": None})
+        for row in read_contents(shard_path(store, "train", 0)).rows
+    ]
+    (store / "val").mkdir()
+    tensors = {name: tensor * 0 for name, tensor in load_file(shard_path(store, "train", 0)).items()}
+    write_shard(shard_path(store, "val", 0), tensors, Contents(rows=rows))
+    manifest["splits"]["val"] = len(rows)
+    (store / "manifest.json").write_text(json.dumps(manifest))

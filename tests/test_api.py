@@ -1,0 +1,77 @@
+"""The door for Python: what it takes beside files, and what it says to what it does not take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import mtyolo
+from mtyolo.config.model import shipped_configs
+from mtyolo.data.shapes import make_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=2, size=64)
+
+
+@pytest.fixture
+def model() -> dict[str, Any]:
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    return {"detector": {"graph": graph | {"width_multiple": 0.05, "depth_multiple": 0.1}}}
+
+
+QUICK = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+
+
+def test_training_takes_the_content_of_all_files(shapes: Path, model: dict[str, Any], tmp_path: Path) -> None:
+    data = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    built = mtyolo.build(model, data=data)
+    stages = [{"name": "only", "epochs": 1, "augment": False}]
+    run = mtyolo.train(built, data, plan=stages, config=QUICK, out=tmp_path / "run", progress=False)
+    assert (run.results[-1]["stage"], run.results[-1]["epoch"]) == ("only", 1)
+    assert mtyolo.validate(run.best, data, size=64).tasks.keys() == {"detect"}
+    again = mtyolo.train(resume=run.out, progress=False)
+    assert again.results == run.results
+
+
+def test_a_configuration_may_be_a_file_too(shapes: Path, model: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK))
+    built = mtyolo.build(model, data=shapes)
+    run = mtyolo.train(built, shapes, config=tmp_path / "quick.yaml", out=tmp_path / "run", progress=False)
+    assert run.results[-1]["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"config": {"epoch": 1}}, "config: unknown key 'epoch'; did you mean 'epochs'?"),
+        ({"config": {"epochs": 0}}, "config: epochs: Input should be greater than 0, got 0"),
+        ({"config": 5}, r"config: expected a TrainConfig, a dictionary such as \{'epochs': 1\}, or a file, got int"),
+        ({"data": {"trian": "images"}}, "data: unknown key 'trian'; did you mean 'train'?"),
+        ({"data": ["images"]}, "data: expected a data file, a folder, or a dictionary of its keys, got list"),
+        ({"plan": [{"name": "one", "tran": "all"}]}, r"plan: stages\.0\.tran"),
+    ],
+)
+def test_what_can_not_be_meant_is_named(
+    arguments: dict[str, Any], sentence: str, shapes: Path, model: dict[str, Any]
+) -> None:
+    built = mtyolo.build(model, data=shapes)
+    with pytest.raises(mtyolo.ConfigError, match=sentence):
+        mtyolo.train(built, **({"data": shapes} | arguments))
+
+
+def test_a_model_file_in_the_place_of_weights_leads_to_build() -> None:
+    sentence = r"yolov5n\.yaml: a model file, which has no weights inside; mtyolo\.build opens it"
+    with pytest.raises(mtyolo.CheckpointError, match=sentence):
+        mtyolo.load("yolov5n.yaml")
+    with pytest.raises(mtyolo.CheckpointError, match=sentence):
+        mtyolo.predict("yolov5n.yaml", np.zeros((32, 32, 3), np.uint8))
+
+
+def test_class_names_may_be_a_list_as_in_data_files(model: dict[str, Any]) -> None:
+    assert mtyolo.build(model | {"names": ["cat", "dog"]}).names == {0: "cat", 1: "dog"}

@@ -1,0 +1,81 @@
+"""The Python of README and docs runs as it is written, in the order in which one reads it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mtyolo
+from mtyolo.api import train
+from mtyolo.data.split import load_split
+from mtyolo.features.planning import ExtractOptions
+from mtyolo.features.standin import source_of
+from mtyolo.features.writer import extract
+from mtyolo.model import Model
+from mtyolo.training.run import Run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICK = {"epochs": 4, "imgsz": 64, "batch": 16, "workers": 0, "device": "cpu", "val_every": 4}
+
+
+def snippets(document: str) -> list[str]:
+    """Its blocks of Python."""
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, test_data: Path, coco_mini: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader stands, with the files that the snippets name."""
+    (tmp_path / "coco_mini.yaml").write_text(coco_mini.read_text())
+    (tmp_path / "coco.yaml").write_text(coco_mini.read_text())
+    (tmp_path / "yolov5n.pt").symlink_to(test_data / "weights/yolov5n.pt")
+    (tmp_path / "bus.jpg").symlink_to(test_data / "images/bus.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def quick_train(model: Model, **options: Any) -> Run:
+    """Not for hours."""
+    return train(model, **options | {"config": QUICK, "progress": False})
+
+
+@pytest.mark.slow
+def test_the_readme_does_what_it_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(mtyolo), "train", quick_train)
+    names: dict[str, Any] = {"images": torch.rand(1, 3, 640, 640)}
+    for stride, channels in {8: 40, 16: 112, 32: 320}.items():
+        names[f"f{stride}"] = torch.rand(1, channels, 640 // stride, 640 // stride)
+    for block in snippets("README.md"):
+        exec(block, names)
+    run, official, outputs = names["run"], names["official"], names["official"](names["images"])
+    assert run.results[1]["stage"] == "align"
+    assert names["results"][0].save("out.png").is_file()
+    assert [tuple(level.shape) for level in outputs.detect] == [(1, 3, side, side, 85) for side in (80, 40, 20)]
+    assert official.decode(outputs).shape == (1, 25200, 85)
+    assert names["MyNet"]()(names["images"])[16].shape == (1, 64, 40, 40)
+
+
+@pytest.mark.slow
+def test_the_docs_do_what_they_say(folder: Path) -> None:
+    model = mtyolo.build("shapes-lite0.yaml", data="coco.yaml")
+    split = load_split("coco.yaml", "train")
+    extract(model.extractor, [split], "features", 64, ExtractOptions(source=source_of(model.config.extractor)))  # type: ignore[arg-type]
+    names: dict[str, Any] = {"mtyolo": mtyolo, "model": model, "images": torch.rand(2, 3, 64, 64)}
+    names |= {"image_index": torch.tensor([0, 1, 1]), "classes": torch.tensor([0, 5, 0])}
+    names["boxes_cxcywh"] = torch.tensor([[0.5, 0.5, 0.4, 0.2]]).repeat(3, 1)
+    for document in ("docs/features.md", "docs/training.md"):
+        assert snippets(document)
+        for block in snippets(document):
+            exec(block, names)
+    assert next(iter(names["loader"])).pyramid.keys() == {8, 16, 32}
+    assert names["loss"] > 0
+    assert mtyolo.losses(model, model(names["images"]), names["targets"]).tasks.keys() == set(model.tasks)
+
+
+def test_all_documents_with_python_are_run() -> None:
+    documents = {path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/*.md")}
+    assert {name for name in documents if snippets(name)} == {"docs/features.md", "docs/training.md"}
