@@ -36,6 +36,10 @@ def stand_in(directory: Path | str) -> Callable[[ExtractorConfig], Extractor]:
 
     def make(config: ExtractorConfig) -> Extractor:
         difference = _difference(manifest, config)
+        if difference and config.name == GIVEN:
+            raise StoreError(
+                f"{directory}: {difference}; say so under extractor.levels, or write such features with your program"
+            )
         if difference:
             raise StoreError(f"{directory}: {difference}; run mtyolo extract with this model into another folder")
         extractor = GivenFeatures(manifest.levels)

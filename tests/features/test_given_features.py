@@ -124,6 +124,41 @@ def test_a_manifest_that_promises_other_tensors_is_caught(store: Path, data: Pat
         FeatureStore.open(store).index("train")
 
 
+def said_of(path: Path, **manifest: object) -> None:
+    """Change what a store says of itself."""
+    path = path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+
+
+def test_what_another_program_made_is_mended_by_that_program(store: Path, data: Path, options: list[str]) -> None:
+    """mtyolo would answer that there is nothing to extract."""
+    split, shard = load_split(data, "train"), shard_path(store, "train", 0)
+    whole, its_program = shard.read_bytes(), "with the program that made this store"
+
+    def read() -> None:
+        next(iter(make_store_loader(FeatureStore.open(store), split, 5, augment=None, shuffle=False, seed=0)))
+
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError, match=f"the checksum differs.*{its_program}"):
+        read()
+    shard.write_bytes(whole.replace(b'"height', b'"heavty', 1).replace(b'\\"height', b'\\"heavty', 1))
+    with pytest.raises(StoreError, match=f"rows.0.height: Field required.*{its_program}"):
+        read()
+    shard.write_bytes(whole)
+    with pytest.raises(StoreError, match=f"has no split test, only train, val; write it there {its_program}"):
+        FeatureStore.open(store).index("test")
+    with pytest.raises(StoreError, match="made at 320 px, the model asks for 640 px; give --imgsz 320"):
+        FeatureStore.open(store).check(GivenModel(), split, 640)
+    said_of(store, dtype="fp32")
+    with pytest.raises(StoreError, match=rf"the manifest says torch\.float32.*{its_program}"):
+        read()
+    said_of(store, levels={8: 4, 16: 3, 32: 3})
+    with pytest.raises(StoreError, match="let the program that made these write them into another folder"):
+        FeatureStore.open(store).check(GivenModel(), split, SIZE)
+    with pytest.raises(StoreError, match=r"has levels .*; say so under extractor\.levels"):
+        build(options[1], data=data, features=store)
+
+
 def test_adapters_are_aligned_from_features_of_another_program(
     store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
