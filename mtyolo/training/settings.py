@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import CheckpointError, ConfigError, MtyoloError
+from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
+from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.model import Model
 from mtyolo.training.fresh import with_fresh_classes
 from mtyolo.training.splits import Data
@@ -40,8 +41,12 @@ class Settings:
     features: str | None
 
     @classmethod
-    def of_run(cls, saved: Mapping[str, Any], path: Path | str) -> Settings:
-        """Those that a run was started with. Raises CheckpointError where this version can not read them."""
+    def of_run(cls, saved: Mapping[str, Any], path: Path | str, features: str | Path | None = None) -> Settings:
+        """Those that a run was started with. features: where its store is now, if it was moved.
+
+        Raises CheckpointError where this version can not read them, StoreError where the store is not there, and
+        ConfigError where the run has none.
+        """
         try:
             settings = cls(**saved["settings"])
             settings.parsed()
@@ -49,7 +54,16 @@ class Settings:
         except (KeyError, TypeError, ValueError) as error:  # pydantic's are ValueErrors
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path}: was written by another version of mtyolo: {reason}") from None
-        return settings
+        return settings._with_store_at(features, path)
+
+    def _with_store_at(self, features: str | Path | None, run: Path | str) -> Settings:
+        if features is not None and self.features is None:
+            raise ConfigError(f"{run}: was started on images and goes on with them; leave --features out")
+        if features is not None:
+            return replace(self, features=str(Path(features).absolute()))
+        if self.features is not None and not (Path(self.features) / MANIFEST).is_file():
+            raise StoreError(f"{self.features}: the store of {run} is not there; name its new folder with --features")
+        return self
 
     def parsed(self) -> tuple[TrainConfig, PlanConfig]:
         return TrainConfig.model_validate_json(self.config), PlanConfig.model_validate_json(self.plan)
@@ -71,7 +85,7 @@ def settle(
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     chosen = with_fresh_classes(chosen, model)
     inline = isinstance(data, DataConfig)
-    fitted = with_fitting_size(config or TrainConfig(), model.largest_stride)
+    fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model.largest_stride)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
@@ -80,6 +94,13 @@ def settle(
         data_json=data.model_dump_json() if isinstance(data, DataConfig) else None,
         features=None if features is None else str(Path(features).absolute()),
     )
+
+
+def with_stored_size(config: TrainConfig, features: str | Path | None) -> TrainConfig:
+    """The same at the size of the store, where one is read and no size was asked for."""
+    if features is None or "imgsz" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"imgsz": read_manifest(features).size})
 
 
 def with_fitting_size(config: TrainConfig, stride: int) -> TrainConfig:
