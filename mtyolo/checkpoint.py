@@ -14,6 +14,7 @@ from torch import Tensor
 from mtyolo.assembly import Registry, StandIn, assemble, build
 from mtyolo.config.model import AdaptersConfig, ModelConfig
 from mtyolo.errors import CheckpointError
+from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.files import replacing
 from mtyolo.graph.official import read_official
@@ -64,6 +65,8 @@ def load(
     model = assemble(
         config, extractors=extractors, adapters=adapters, stand_in=stand_in, trust=trust, weights=elsewhere
     )
+    if isinstance(model.extractor, GivenFeatures):
+        model.extractor.made_by(saved.identity)
     if stand_in:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(EXTRACTOR)}
     elif elsewhere:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
+from mtyolo.extractors.base import GIVEN
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import TORCH_DTYPES, decode_into
 from mtyolo.features.index import SplitIndex
@@ -90,8 +91,13 @@ class FeatureStore:
 
     def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:
         """Raises StoreError where extractor, levels or size are not those of the store."""
-        given = identity.get("name") in (None, "features")  # the model takes features from anywhere
+        given = identity.get("name") in (None, GIVEN)  # the model has not met a store yet, and takes any
         difference = None if given else difference_of_identity(self.manifest.extractor, identity)
+        if difference and not self.manifest.made_here:
+            raise StoreError(
+                f"{self.directory}: {difference}; give a store of the features that the model has learned from, or "
+                "train another model on this one"
+            )
         wanted = {level.stride: level.channels for level in levels}
         if difference is None and wanted != self.manifest.levels:
             difference = f"has levels (stride: channels) {self.manifest.levels}, the model's extractor has {wanted}"

@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_features import make_images
 
-from mtyolo.api import build
+from mtyolo.api import build, train, validate
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.cli.main import main
+from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import GivenFeatures
@@ -29,6 +32,7 @@ from mtyolo.features.shards import Contents, Row, View, read_contents, shard_pat
 from mtyolo.features.verify import verify
 from mtyolo.features.views import draw
 from mtyolo.features.writer import compute
+from mtyolo.model import Model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "write_features.py"
 LEVELS, SIZE = {8: 3, 16: 3, 32: 3}, 320
@@ -157,6 +161,60 @@ def test_what_another_program_made_is_mended_by_that_program(store: Path, data: 
         FeatureStore.open(store).check(GivenModel(), split, SIZE)
     with pytest.raises(StoreError, match=r"has levels .*; say so under extractor\.levels"):
         build(options[1], data=data, features=store)
+
+
+@pytest.fixture
+def other(store: Path, tmp_path: Path) -> Path:
+    """The same store, said to be of another program."""
+    shutil.copytree(store, tmp_path / "other")
+    said_of(tmp_path / "other", extractor={"name": "another-net"})
+    return tmp_path / "other"
+
+
+def trained(options: list[str], store: Path, out: Path, *more: str) -> int:
+    small = ["--epochs", "1", "--batch", "4", "--workers", "0", "--out", str(out), "--features", str(store)]
+    return main(["train", *options, *small, *more])
+
+
+def test_weights_remember_what_made_the_features_they_were_trained_on(
+    store: Path, other: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained(options, store, tmp_path / "run") == 0
+    best = tmp_path / "run/best.safetensors"
+    judge = ["val", "--model", str(best), *options[2:], "--features"]
+    assert main([*judge, str(store)]) == 0
+    capsys.readouterr()
+    assert main([*judge, str(other)]) == 2
+    refusal = "other: made with the extractor another-net, not mine; give a store of the features that the model has"
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    assert trained([*options, "--weights", str(best)], other, tmp_path / "second") == 2
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--resume", str(tmp_path / "run"), "--features", str(other)]) == 2
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    with safe_open(best, framework="pt") as file:
+        assert json.loads(file.metadata()["extractor"]) == {"name": "mine"}
+
+
+def test_a_model_that_met_its_features_in_training_remembers_them_too(
+    store: Path, other: Path, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    model = build(options[1], data=data)
+    config = TrainConfig(epochs=1, batch=4, workers=0, device="cpu")
+    run = train(model, data, config=config, out=tmp_path / "run", features=store, progress=False)
+    with pytest.raises(StoreError, match="another-net, not mine"):
+        validate(run.best, data, features=other)
+
+
+def test_weights_that_do_not_say_what_made_their_features_take_any(
+    store: Path, other: Path, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    """As files of earlier versions."""
+    path = save_weights(build(options[1], data=data), tmp_path / "earlier.safetensors")
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["extractor"]) == {"name": "features"}
+    assert isinstance(load(path), Model)
+    for directory in (store, other):
+        assert validate(path, data, features=directory, batch=4).tasks
 
 
 def test_adapters_are_aligned_from_features_of_another_program(
