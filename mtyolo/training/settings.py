@@ -119,13 +119,14 @@ def default_plan(model: Model) -> str:
 
 
 def with_whole_models(plan: PlanConfig) -> PlanConfig:
-    """Assistants' models with all that their files say inside, so that a run can be resumed from its folder alone."""
-    assistants = []
+    """Assistants' models with all that their files say inside, and whole paths of cached outputs, so that a run can be
+    resumed from its folder alone, wherever one stands."""
+    start, assistants = Path.cwd(), []
     for assistant in plan.assistants:
         with naming(assistant):
             model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)
-        assistants.append(assistant.model_copy(update={"model": model, "weights": None}))
-    return plan.model_copy(update={"assistants": assistants})
+        assistants.append(assistant.caching_in(start).model_copy(update={"model": model, "weights": None}))
+    return plan.caching_in(start).model_copy(update={"assistants": assistants})
 
 
 @contextmanager

@@ -170,6 +170,32 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
     assert len(list(folder.glob("*.safetensors"))) == 2 * 6
 
 
+@pytest.mark.parametrize("folder", [None, "lessons"])
+def test_a_resumed_run_finds_its_cache_wherever_one_stands(
+    folder: str | None, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtyolo.training import train as loop
+    from mtyolo.training.stopping import Interrupted
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    step = loop.training_step
+    options = {"output": {"scaled": 1}, "cache": True} | ({"folder": folder} if folder else {})
+    monkeypatch.chdir(tmp_path / "here")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", lambda *arguments: step(*arguments) or True)
+        with pytest.raises(Interrupted):
+            distilled(weights, data, tmp_path / "run", **options)
+    cached = list((tmp_path / "here").rglob("*.safetensors"))
+    assert len(cached) == 3
+    monkeypatch.chdir(tmp_path / "there")
+    train(data=data, resume=tmp_path / "run", progress=False)
+    assert not list((tmp_path / "there").iterdir())
+    found = list((tmp_path / "here").rglob("*.safetensors"))
+    assert len(found) == 6
+    assert {path.parent for path in cached} == {path.parent for path in found}
+
+
 @pytest.mark.parametrize(
     ("options", "stage", "message"),
     [
