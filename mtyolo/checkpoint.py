@@ -123,7 +123,8 @@ def read_weights(path: Path) -> Saved:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "weights of an extractor belong into a model file, under extractor.weights"
+            "weights of an extractor belong into a model file, under extractor.weights, those of a teacher beside its "
+            "graph"
         )
     try:
         config = ModelConfig.model_validate(json.loads(metadata["config"]))

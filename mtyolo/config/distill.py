@@ -65,7 +65,7 @@ class TeacherConfig(Strict):
 
     weights: str
     """Weights that mtyolo wrote, an official .pt, an ultralytics detect, segment or pose .pt, a file of its tensors
-    (then name `graph`), or a folder of saved outputs."""
+    as .safetensors (then name `graph`), or a folder of saved outputs."""
     graph: str | None = None
     """For plain tensors: the ultralytics YAML that they belong to, such as yolov8n.yaml."""
     size: Positive | None = None

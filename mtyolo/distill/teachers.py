@@ -18,6 +18,7 @@ from mtyolo.config.reading import nearest
 from mtyolo.distill.conversion import Source, in_layout, layout_of
 from mtyolo.distill.layout import Shape
 from mtyolo.errors import ConfigError
+from mtyolo.extractors.base import GivenFeatures
 from mtyolo.graph.families import FamilyModel, is_family, open_family
 from mtyolo.graph.network import INPUT
 from mtyolo.model import Model
@@ -146,10 +147,17 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
 
 
 def open_source(config: TeacherConfig) -> Source:
+    """The model itself. Raises CheckpointError for the file, ConfigError for one that sees no pictures."""
     path = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
     if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
         return open_family(path, config.graph)
-    return load(path)
+    model = load(path)
+    if isinstance(model.extractor, GivenFeatures):
+        raise ConfigError(
+            f"teacher {config.weights}: takes features of another program, and teachers look at pictures; name one "
+            "that takes images, or a folder of saved outputs"
+        )
+    return model
 
 
 def class_columns(
