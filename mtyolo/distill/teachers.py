@@ -184,9 +184,23 @@ def class_columns(
     if missing and (all_needed or (config.output and len(missing) == len(columns))):
         raise ConfigError(
             f"teacher {config.weights}: does not know {len(missing)} of {len(columns)} classes, first {missing[0]!r}; "
-            f"{nearest(missing[0], numbers)}; map names that differ with classes: {{{missing[0]}: its name}}"
+            + _remedy(student, missing[0], numbers)
         )
     return columns
+
+
+def _remedy(student: Mapping[int, str], missing: str, numbers: Mapping[str, int]) -> str:
+    if only_numbered(student):
+        return (
+            f"the student's are mere numbers, and the teacher has {len(numbers)}: name them in the model file, names: "
+            "{0: its name, …}, or take as many, with classes: by-number"
+        )
+    return f"{nearest(missing, numbers)}; map names that differ with classes: {{{missing}: its name}}"
+
+
+def only_numbered(names: Mapping[int, str]) -> bool:
+    """Are these the numbers that stand for names where nobody gave any?"""
+    return all(name == str(number) for number, name in names.items())
 
 
 def neck_of(model: Source) -> tuple[int, ...]:

@@ -15,9 +15,12 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.sources import read_data
+from mtyolo.distill.teachers import only_numbered
 from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
 from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.model import Model
+from mtyolo.training.distilling import name_classes
 from mtyolo.training.fresh import with_fresh_classes
 from mtyolo.training.splits import Data
 from mtyolo.training.stopping import Interrupted
@@ -79,11 +82,16 @@ def settle(
     config: TrainConfig | None,
     features: str | Path | None,
 ) -> Settings:
-    """Settings of a new run. Raises ConfigError where model or data are missing."""
+    """Settings of a new run. Where neither data nor model have names, a teacher names the model's classes.
+
+    Raises ConfigError where model or data are missing.
+    """
     if model is None or data is None:
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     chosen = with_fresh_classes(chosen, model)
+    if only_numbered(model.names) and read_data(data).names() == {}:
+        name_classes(model, chosen)
     inline = isinstance(data, DataConfig)
     fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model.largest_stride)
     return Settings(

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_students import SIZE, tiny_model
 
 from mtyolo.assembly import build
-from mtyolo.checkpoint import save_weights
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.data import DataConfig
 from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
@@ -141,6 +141,26 @@ def test_a_student_learns_from_a_folder_of_pictures_without_labels(weights: str,
     losses = [float(row["loss/distill"] or 0) for row in run.results]
     assert "loss/detect" not in run.results[-1]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_from_pictures_alone_a_student_takes_its_teachers_names(weights: str, photos: Path, tmp_path: Path) -> None:
+    """Its own are the numbers of a plain layer list."""
+    plan = {"stages": [{"name": "d", "distill": {"teachers": [{"weights": weights, "output": {"kl": 1}}]}, **PLAIN}]}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=3, workers=0, device="cpu")
+
+    def trained(out: str, names: Mapping[int, str]) -> Run:
+        student = tiny_model(dict(names))
+        return train(student, photos / "images", plan=plan, config=config, out=tmp_path / out, progress=False)
+
+    run = trained("run", {0: "0", 1: "1"})
+    assert load(run.best).names == {0: "square", 1: "disc"}
+    assert train(resume=run.out, progress=False).results == run.results
+    with pytest.raises(
+        ConfigError, match=r"does not know 3 of 3 classes.*the teacher has 2: name them in the model file"
+    ):
+        trained("more", {0: "0", 1: "1", 2: "2"})
+    with pytest.raises(ConfigError, match=r"does not know 1 of 2 classes, first 'cube'.*map names that differ"):
+        trained("other", {0: "square", 1: "cube"})
 
 
 def test_with_hard_zero_no_label_is_read(weights: str, data: DataConfig, photos: Path, tmp_path: Path) -> None:
