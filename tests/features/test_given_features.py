@@ -217,6 +217,27 @@ def test_weights_that_do_not_say_what_made_their_features_take_any(
         assert validate(path, data, features=directory, batch=4).tasks
 
 
+def test_features_that_are_not_finite_are_said_to_be_the_stores(
+    store: Path,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shard_path(store, "train", 0)
+    rows, tensors = read_contents(path).rows, load_file(path)
+    tensors["16"][2, 0, 3, 3] = float("nan")
+    write_shard(path, tensors, Contents(rows=rows))
+    monkeypatch.setattr("mtyolo.training.nonfinite.MOST_IN_A_ROW", 1)
+    with caplog.at_level("WARNING", "mtyolo"):
+        assert trained(options, store, tmp_path / "run", "--no-augment") == 2
+    said = f"{store}: the features of 1 of "
+    assert any(said in line and "0002.jpg: skipped the batch of" in line for line in caplog.messages)
+    assert said in (shown := " ".join(capsys.readouterr().err.split()))
+    assert "write it again with the program that made this store" in shown
+
+
 def test_adapters_are_aligned_from_features_of_another_program(
     store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
