@@ -59,7 +59,7 @@ class NonFiniteGuard:
         if not elsewhere:
             logger.warning("%s: skipped the batch of %s", stored or bad or "a gradient is not finite", named)
         if stored and self.store is not None and self.in_a_row >= MOST_IN_A_ROW:
-            raise StoreError(f"{stored}, as in the {self.in_a_row - 1} batches before; {repair_of(self.store)}")
+            raise StoreError(f"{stored}, and {self.in_a_row} batches in a row were skipped; {repair_of(self.store)}")
         if self.in_a_row >= MOST_IN_A_ROW:
             raise MtyoloError(
                 f"{bad or 'gradients are not finite'} for {self.in_a_row} batches in a row, the last of {named}: "
