@@ -14,6 +14,7 @@ from torch import Tensor
 from mtyolo.assembly import Registry, StandIn, assemble, build
 from mtyolo.config.model import AdaptersConfig, ModelConfig
 from mtyolo.errors import CheckpointError
+from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.files import replacing
 from mtyolo.graph.official import read_official
@@ -68,6 +69,8 @@ def load(
     model = assemble(
         config, extractors=extractors, adapters=adapters, stand_in=stand_in, trust=trust, weights=elsewhere
     )
+    if isinstance(model.extractor, GivenFeatures):
+        model.extractor.made_by(saved.identity)
     if stand_in:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(EXTRACTOR)}
     elif elsewhere:
@@ -124,7 +127,8 @@ def read_weights(path: Path) -> Saved:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has no model inside (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "weights of an extractor belong into a model file, under extractor.weights"
+            "weights of an extractor belong into a model file, under extractor.weights, those of a teacher beside its "
+            "graph"
         )
     try:
         config = ModelConfig.model_validate(json.loads(metadata["config"]))

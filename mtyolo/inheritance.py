@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, existing, read_weights
 from mtyolo.errors import CheckpointError
+from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.graph.transfer import BOX_ROWS, class_rows, unknown_classes
 from mtyolo.model import Model
@@ -30,6 +31,8 @@ def inherit(path: Path | str, model: Model) -> None:
     saved = read_weights(path)
     if saved.identity and model.extractor is not None and model.extractor.state_dict():
         check_extractor(path, saved.identity, identity_of(model.extractor))
+    if isinstance(model.extractor, GivenFeatures):
+        model.extractor.made_by(saved.identity)
     source = _with_classes_of(model, saved.state, saved.config.names or {})
     known = {_part(key) for key in source}
     _check_heatmaps(path, source, model.state_dict())

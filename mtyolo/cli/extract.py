@@ -144,8 +144,8 @@ def _given_features(
 ) -> FeatureStore | None:
     """The store in `out`, where the model takes features that another program makes; None where it makes its own."""
     from mtyolo.errors import ConfigError
+    from mtyolo.extractors.base import GIVEN
     from mtyolo.features.replaced import open_given
-    from mtyolo.features.standin import GIVEN
 
     if model.config.extractor is None or model.config.extractor.name != GIVEN:
         return None

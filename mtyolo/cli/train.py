@@ -81,7 +81,12 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="The run's folder.", show_default="the next free of runs/train, train2, …")
 ]
 Features = Annotated[
-    Path | None, typer.Option("--features", help="A store made by mtyolo extract, in place of running the extractor.")
+    Path | None,
+    typer.Option(
+        "--features",
+        help="A store made by mtyolo extract, in place of running the extractor; its image size holds. Beside "
+        "--resume: where it is now.",
+    ),
 ]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="The folder of a run to go on with; it knows its model and options.")
@@ -138,12 +143,14 @@ def train(
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
     from mtyolo.training.processes import is_first
+    from mtyolo.training.settings import with_stored_size
 
     set_seed(settings.seed)  # also of what the model file leaves to chance: fresh adapters and branches
     opened = None
     if model is not None and resume is None:
         opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
+        settings = with_stored_size(settings, features)
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
     chosen = plan
     if opened is not None:

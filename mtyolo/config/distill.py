@@ -11,6 +11,9 @@ from mtyolo.config.model import Positive, Strict
 Weight = Annotated[float, Field(ge=0)]
 
 OUTPUT_TERM = Literal["mse", "kl", "soft", "scaled", "masks", "keypoints"]
+KIND = "<teacher>"
+CACHE = f"runs/teachers/{KIND}"
+
 FEATURE_METHOD = Literal["fitnets", "relative", "spatial", "channel", "cwd", "mgd", "gradient"]
 
 
@@ -62,7 +65,7 @@ class TeacherConfig(Strict):
 
     weights: str
     """Weights that mtyolo wrote, an official .pt, an ultralytics detect, segment or pose .pt, a file of its tensors
-    (then name `graph`), or a folder of saved outputs."""
+    as .safetensors (then name `graph`), or a folder of saved outputs."""
     graph: str | None = None
     """For plain tensors: the ultralytics YAML that they belong to, such as yolov8n.yaml."""
     size: Positive | None = None
@@ -81,7 +84,7 @@ class TeacherConfig(Strict):
     """true: outputs stay on disk; for pictures without random augmentation, or the views of a feature store. A number:
     for so many draws of the augmentation, which then repeat."""
     folder: str | None = None
-    """Of the cache. Default: runs/teachers/<what the teacher is>."""
+    """Of the cache; `<teacher>` in it becomes a hash of what the teacher is. Default: runs/teachers/<teacher>."""
 
     @model_validator(mode="after")
     def _teaches_something(self) -> TeacherConfig:

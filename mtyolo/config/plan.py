@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from mtyolo.config.distill import DistillConfig
+from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
 from mtyolo.config.reading import nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
@@ -99,13 +99,19 @@ class Stages(Strict):
 
     def taught_by(self, weights: Mapping[str, str]) -> Self:
         """The same with other teachers: `weights` as they stand -> those to take."""
+        return self._with_teachers(lambda teacher: {"weights": weights.get(teacher.weights, teacher.weights)})
+
+    def caching_in(self, start: Path) -> Self:
+        """The same with whole paths of the folders that outputs are kept in. start: where relative ones begin."""
+        return self._with_teachers(
+            lambda teacher: {"folder": str(start / (teacher.folder or CACHE))} if teacher.cache else {}
+        )
+
+    def _with_teachers(self, change: Callable[[TeacherConfig], dict[str, str]]) -> Self:
         stages = []
         for stage in self.stages:
             if stage.distill is not None:
-                teachers = [
-                    teacher.model_copy(update={"weights": weights.get(teacher.weights, teacher.weights)})
-                    for teacher in stage.distill.teachers
-                ]
+                teachers = [teacher.model_copy(update=change(teacher)) for teacher in stage.distill.teachers]
                 stage = stage.model_copy(update={"distill": stage.distill.model_copy(update={"teachers": teachers})})
             stages.append(stage)
         return self.model_copy(update={"stages": stages})

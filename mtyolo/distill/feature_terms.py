@@ -129,7 +129,10 @@ def _with_own_head(config: TeacherConfig, student: Model, opened: Opened) -> Tea
             "model at the student's size, not saved outputs or another family"
         )
     if teacher.columns != tuple(range(len(teacher.source.names))):
-        raise ConfigError(f"teacher {config.weights}: gradient needs the student's classes, in the student's order")
+        raise ConfigError(
+            f"teacher {config.weights}: gradient (of per-level, too) needs the student's classes, in the student's "
+            "order; take another method, or a teacher of these classes"
+        )
     return teacher
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
-from mtyolo.distill.saved import SavedLessons, card_of, default_folder, held_by, is_saved, student_card
+from mtyolo.distill.saved import SavedLessons, card_of, folder_of, held_by, is_saved, student_card
 from mtyolo.distill.teachers import Answer, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
@@ -78,7 +78,7 @@ def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int) -> Lessons:
         return LiveLessons(teacher)
     weights = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
     card = card_of(teacher, weights, imgsz)
-    return SavedLessons(Path(config.folder) if config.folder else default_folder(card), card, teacher)
+    return SavedLessons(folder_of(config.folder, card), card, teacher)
 
 
 def layer_pairs(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[tuple[int, int]]:

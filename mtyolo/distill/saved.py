@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtyolo.config.distill import CACHE, KIND
 from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
@@ -37,7 +38,6 @@ TENSOR_OF = {"detect": "detect.0", "segment": "prototypes", "keypoint": "keypoin
 """What a file holds for each task, if anything."""
 FORMAT = "mtyolo-teacher/2"
 KEY_BYTES = 16
-ROOT = Path("runs/teachers")
 
 Pixels = NDArray[np.uint8]  # [B, H, W, 3]
 
@@ -145,8 +145,10 @@ def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:
     }
 
 
-def default_folder(card: Mapping[str, Any]) -> Path:
-    return ROOT / hashlib.sha256(json.dumps(dict(card), sort_keys=True).encode()).hexdigest()[:KEY_BYTES]
+def folder_of(place: str | None, card: Mapping[str, Any]) -> Path:
+    """Where outputs with this card are kept. place: as a plan names it."""
+    kind = hashlib.sha256(json.dumps(dict(card), sort_keys=True).encode()).hexdigest()[:KEY_BYTES]
+    return Path((place or CACHE).replace(KIND, kind))
 
 
 def is_saved(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from mtyolo.config.reading import nearest
 from mtyolo.distill.conversion import Source, in_layout, layout_of
 from mtyolo.distill.layout import Shape
 from mtyolo.errors import ConfigError
+from mtyolo.extractors.base import GivenFeatures
 from mtyolo.graph.families import FamilyModel, is_family, open_family
 from mtyolo.graph.network import INPUT
 from mtyolo.model import Model
@@ -146,10 +147,17 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
 
 
 def open_source(config: TeacherConfig) -> Source:
+    """The model itself. Raises CheckpointError for the file, ConfigError for one that sees no pictures."""
     path = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
     if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
         return open_family(path, config.graph)
-    return load(path)
+    model = load(path)
+    if isinstance(model.extractor, GivenFeatures):
+        raise ConfigError(
+            f"teacher {config.weights}: takes features of another program, and teachers look at pictures; name one "
+            "that takes images, or a folder of saved outputs"
+        )
+    return model
 
 
 def class_columns(
@@ -176,9 +184,23 @@ def class_columns(
     if missing and (all_needed or (config.output and len(missing) == len(columns))):
         raise ConfigError(
             f"teacher {config.weights}: does not know {len(missing)} of {len(columns)} classes, first {missing[0]!r}; "
-            f"{nearest(missing[0], numbers)}; map names that differ with classes: {{{missing[0]}: its name}}"
+            + _remedy(student, missing[0], numbers)
         )
     return columns
+
+
+def _remedy(student: Mapping[int, str], missing: str, numbers: Mapping[str, int]) -> str:
+    if only_numbered(student):
+        return (
+            f"the student's are mere numbers, and the teacher has {len(numbers)}: name them in the model file, names: "
+            "{0: its name, …}, or take as many, with classes: by-number"
+        )
+    return f"{nearest(missing, numbers)}; map names that differ with classes: {{{missing}: its name}}"
+
+
+def only_numbered(names: Mapping[int, str]) -> bool:
+    """Are these the numbers that stand for names where nobody gave any?"""
+    return all(name == str(number) for number, name in names.items())
 
 
 def neck_of(model: Source) -> tuple[int, ...]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.checking import check_pyramid
 from mtyolo.structures import Level, Pyramid
+
+GIVEN = "features"
+"""The name, in a model file, of features that are made elsewhere."""
 
 CACHED = 4
 """Images that a CPU takes through an extractor at once: what is in between then stays in its cache. Measured at 320
@@ -35,12 +40,25 @@ class Extractor(nn.Module):
 
 
 class GivenFeatures(Extractor):
-    """Features that are made elsewhere: only their levels are known. levels: stride -> channels."""
+    """Features that are made elsewhere: only their levels are known, and of a store what made them.
+
+    levels: stride -> channels. identity: the store's; as long as none was read, `{"name": "features"}`.
+    """
 
     def __init__(self, levels: dict[int, int]) -> None:
         super().__init__()
         self.levels = tuple(Level(stride, channels) for stride, channels in sorted(levels.items()))
-        self.identity = {"name": "features"}
+        self.identity = {"name": GIVEN}
+
+    @property
+    def may_be_any(self) -> bool:
+        """Is it not known what made them?"""
+        return self.identity.get("name") in (None, GIVEN)
+
+    def made_by(self, identity: Mapping[str, str]) -> None:
+        """What made the features that a model learns from: stores are compared with it from now on."""
+        if identity.get("name") not in (None, GIVEN):
+            self.identity = dict(identity)
 
     def forward(self, images: Tensor) -> Pyramid:
         strides = ", ".join(f"{level.stride}: …" for level in self.levels)

@@ -55,7 +55,7 @@ class Manifest(Strict):
     source: dict[str, str] = Field(default_factory=dict)
     """What the model file said about the extractor: compared where the extractor itself is not loaded."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of the programs that wrote the store; for people, never compared."""
+    """Of the programs that wrote the store; for people, never compared. mtyolo's own is in all that it made."""
 
     @model_validator(mode="after")
     def _strides_divide(self) -> Manifest:
@@ -64,6 +64,11 @@ class Manifest(Strict):
         if odd:
             raise ValueError(f"strides must divide the largest, {coarsest}, and that the size; {odd[0]} does not fit")
         return self
+
+    @property
+    def made_here(self) -> bool:
+        """By mtyolo; otherwise another program has to make what is missing."""
+        return "mtyolo" in self.versions
 
     @property
     def level_list(self) -> tuple[Level, ...]:
@@ -118,7 +123,8 @@ def read_manifest(directory: Path | str) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(
-            f"{directory}: no feature store (no {MANIFEST} in {Path(directory).absolute()}); run mtyolo extract"
+            f"{directory}: no feature store (no {MANIFEST} in {Path(directory).absolute()}); run mtyolo extract, "
+            "or write one with a program of your own, see docs/features.md"
         ) from None
     except OSError as error:
         raise StoreError(f"{path}: can not be read: {error}") from None
@@ -126,6 +132,19 @@ def read_manifest(directory: Path | str) -> Manifest:
         detail = error.errors()[0]
         place = ".".join(str(key) for key in detail["loc"])
         raise StoreError(f"{path}: {place or 'the file'}: {detail['msg']}; see docs/features.md") from None
+
+
+def repair_of(directory: Path | str) -> str:
+    """What to do about a damaged shard of a store, as the end of a sentence. What another program made, mtyolo can not
+    make again."""
+    try:
+        made_here = read_manifest(directory).made_here
+    except StoreError:
+        made_here = True
+    if not made_here:
+        return "write it again with the program that made this store, see docs/features.md"
+    targets = " with --targets" if Path(directory).name == REPLACED else ""
+    return f"run mtyolo extract again{targets}, it writes only what is missing or damaged"
 
 
 def write_manifest(directory: Path | str, manifest: Manifest) -> None:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
+from mtyolo.extractors.base import GIVEN
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import TORCH_DTYPES, decode_into
 from mtyolo.features.index import SplitIndex
-from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest
+from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest, repair_of
 from mtyolo.features.residency import Residency, Shelf
-from mtyolo.features.shards import REPAIR, Stored, read_contents, shard_path
+from mtyolo.features.shards import Stored, read_contents, shard_path
 from mtyolo.structures import Level, Pyramid
 
 
@@ -90,16 +91,23 @@ class FeatureStore:
 
     def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:
         """Raises StoreError where extractor, levels or size are not those of the store."""
-        given = identity.get("name") in (None, "features")  # the model takes features from anywhere
+        given = identity.get("name") in (None, GIVEN)  # the model has not met a store yet, and takes any
         difference = None if given else difference_of_identity(self.manifest.extractor, identity)
+        if difference and not self.manifest.made_here:
+            raise StoreError(
+                f"{self.directory}: {difference}; give a store of the features that the model has learned from, or "
+                "train another model on this one"
+            )
         wanted = {level.stride: level.channels for level in levels}
         if difference is None and wanted != self.manifest.levels:
             difference = f"has levels (stride: channels) {self.manifest.levels}, the model's extractor has {wanted}"
-        if difference is None and size != self.manifest.size:
-            difference = f"made at {self.manifest.size} px, the model asks for {size} px"
         if difference:
+            make = "run mtyolo extract" if self.manifest.made_here else "let the program that made these write them"
+            raise StoreError(f"{self.directory}: {difference}; {make} into another folder, or change what differs")
+        if size != self.manifest.size:
             raise StoreError(
-                f"{self.directory}: {difference}; run mtyolo extract into another folder, or change what differs"
+                f"{self.directory}: made at {self.manifest.size} px, the model asks for {size} px; "
+                f"give --imgsz {self.manifest.size}, or make features of {size} px in another folder"
             )
 
     def read(
@@ -149,15 +157,18 @@ class FeatureStore:
         count = self.manifest.splits.get(split)
         if count is None:
             there = ", ".join(self.manifest.splits)
-            raise StoreError(
-                f"{self.directory}: has no split {split}, only {there}; run mtyolo extract --splits {split}"
-            )
+            make = f"run mtyolo extract --splits {split}"
+            if not self.manifest.made_here:
+                make = "write it there with the program that made this store"
+            raise StoreError(f"{self.directory}: has no split {split}, only {there}; {make}")
         contents = []
         for number in range(self.manifest.shards(split)):
             path = shard_path(self.directory, split, number)
             content = read_contents(path)
             if content.fingerprint not in (None, self.manifest.fingerprint):
-                raise StoreError(f"{path}: belongs to another store (its manifest was different); {REPAIR}")
+                raise StoreError(
+                    f"{path}: belongs to another store (its manifest was different); {repair_of(self.directory)}"
+                )
             contents.append(content)
         found = sum(len(content.rows) for content in contents)
         if found != count:

@@ -10,8 +10,8 @@ import torch
 from mtyolo.data.cache import free_memory
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.features.codec import bytes_per_image, expected_tensors
-from mtyolo.features.manifest import Manifest
-from mtyolo.features.shards import REPAIR, Contents, Stored, check_shard, load_shard, map_shard, shard_path
+from mtyolo.features.manifest import Manifest, repair_of
+from mtyolo.features.shards import Contents, Stored, check_shard, load_shard, map_shard, shard_path
 
 Residency = Literal["auto", "stream", "ram", "gpu"]
 
@@ -60,12 +60,14 @@ class Shelf:
     def _check_tensors(self, path: Path, stored: Stored, rows: int) -> None:
         for name, (dtype, shape) in expected_tensors(self.manifest, rows).items():
             if name not in stored:
-                raise StoreError(f"{path}: has no tensor {name!r}, which the manifest promises; {REPAIR}")
+                raise StoreError(
+                    f"{path}: has no tensor {name!r}, which the manifest promises; {repair_of(self.directory)}"
+                )
             found = stored[name]
             if found.dtype != dtype or tuple(found.shape) != shape:
                 raise StoreError(
                     f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, "
-                    f"the manifest says {dtype} {list(shape)}; {REPAIR}"
+                    f"the manifest says {dtype} {list(shape)}; {repair_of(self.directory)}"
                 )
 
 

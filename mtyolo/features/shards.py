@@ -22,13 +22,13 @@ from torch import Tensor
 
 from mtyolo.config.model import Positive, Strict
 from mtyolo.errors import StoreError
+from mtyolo.features.manifest import repair_of
 from mtyolo.files import write_whole
 
 METADATA_KEY = "mtyolo"
 NO_CHECKSUM = "0" * 64
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, a little-endian 64-bit number."""
-REPAIR = "run mtyolo extract again, it writes only what is missing or damaged"
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit that safetensors itself sets."""
 
@@ -78,6 +78,10 @@ def shard_path(directory: Path, split: str, number: int) -> Path:
     return directory / split / f"{number:05d}.safetensors"
 
 
+def _repair(path: Path) -> str:
+    return repair_of(path.parent.parent)
+
+
 def write_shard(path: Path, tensors: Mapping[str, Tensor], contents: Contents) -> None:
     """Write a complete shard or none. The same arguments give the same bytes."""
     text = json.dumps(contents.model_copy(update={"checksum": NO_CHECKSUM}).model_dump(exclude_none=True))
@@ -98,23 +102,23 @@ def read_contents(path: Path) -> Contents:
             header = _header(path, file.read(LENGTH_BYTES), file)
             expected = _expected_length(path, header)
     except FileNotFoundError:
-        raise StoreError(f"{path}: missing; {REPAIR}") from None
+        raise StoreError(f"{path}: missing; {_repair(path)}") from None
     except OSError as error:
         raise StoreError(f"{path}: can not be read: {error}") from None
     found = path.stat().st_size
     if found != expected:
         what = "cut off" if found < expected else "too long"
-        raise StoreError(f"{path}: {what}: {found} bytes, expected {expected}; {REPAIR}")
+        raise StoreError(f"{path}: {what}: {found} bytes, expected {expected}; {_repair(path)}")
     return _contents(path, header)
 
 
 def _header(path: Path, start: bytes, file: Any) -> bytes:
     if len(start) < LENGTH_BYTES:
-        raise StoreError(f"{path}: cut off: {len(start)} bytes; {REPAIR}")
+        raise StoreError(f"{path}: cut off: {len(start)} bytes; {_repair(path)}")
     (length,) = struct.unpack("<Q", start)
     header = file.read(length) if length <= LARGEST_HEADER else b""
     if len(header) < length:
-        raise StoreError(f"{path}: cut off or damaged: its header should have {length} bytes; {REPAIR}")
+        raise StoreError(f"{path}: cut off or damaged: its header should have {length} bytes; {_repair(path)}")
     return header
 
 
@@ -123,19 +127,19 @@ def _expected_length(path: Path, header: bytes) -> int:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         return LENGTH_BYTES + len(header) + max(entry["data_offsets"][1] for entry in entries.values())
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise StoreError(f"{path}: damaged: its header can not be read; {REPAIR}") from None
+        raise StoreError(f"{path}: damaged: its header can not be read; {_repair(path)}") from None
 
 
 def _contents(path: Path, header: bytes) -> Contents:
     metadata = json.loads(header).get("__metadata__") or {}
     if METADATA_KEY not in metadata:
-        raise StoreError(f"{path}: no shard of a feature store: its metadata has no {METADATA_KEY!r}; {REPAIR}")
+        raise StoreError(f"{path}: no shard of a feature store: its metadata has no {METADATA_KEY!r}; {_repair(path)}")
     try:
         return Contents.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(str(key) for key in detail["loc"]) or "its table of contents"
-        raise StoreError(f"{path}: damaged or not understood: {place}: {detail['msg']}; {REPAIR}") from None
+        raise StoreError(f"{path}: damaged or not understood: {place}: {detail['msg']}; {_repair(path)}") from None
 
 
 def check_bytes(path: Path, whole: bytes | mmap.mmap, checksum: str) -> None:
@@ -148,7 +152,7 @@ def check_bytes(path: Path, whole: bytes | mmap.mmap, checksum: str) -> None:
         with view[len(header) :] as data:
             digest.update(data)
     if digest.hexdigest() != checksum:
-        raise StoreError(f"{path}: its bytes changed after it was written (the checksum differs); {REPAIR}")
+        raise StoreError(f"{path}: its bytes changed after it was written (the checksum differs); {_repair(path)}")
 
 
 def check_shard(path: Path) -> Contents:
@@ -165,7 +169,7 @@ def map_shard(path: Path) -> Stored:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path}: damaged: {error}; {REPAIR}") from None
+        raise StoreError(f"{path}: damaged: {error}; {_repair(path)}") from None
 
 
 def load_shard(path: Path, device: torch.device | str) -> Stored:

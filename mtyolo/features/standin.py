@@ -8,12 +8,9 @@ from pathlib import Path
 
 from mtyolo.config.model import ExtractorConfig
 from mtyolo.errors import StoreError
-from mtyolo.extractors.base import Extractor, GivenFeatures
+from mtyolo.extractors.base import GIVEN, Extractor, GivenFeatures
 from mtyolo.features.index import sha256_of
 from mtyolo.features.manifest import Manifest, read_manifest
-
-GIVEN = "features"
-"""The name, in a model file, of features that are made elsewhere."""
 
 
 def source_of(config: ExtractorConfig) -> dict[str, str]:
@@ -36,11 +33,14 @@ def stand_in(directory: Path | str) -> Callable[[ExtractorConfig], Extractor]:
 
     def make(config: ExtractorConfig) -> Extractor:
         difference = _difference(manifest, config)
+        if difference and config.name == GIVEN:
+            raise StoreError(
+                f"{directory}: {difference}; say so under extractor.levels, or write such features with your program"
+            )
         if difference:
             raise StoreError(f"{directory}: {difference}; run mtyolo extract with this model into another folder")
         extractor = GivenFeatures(manifest.levels)
-        if config.name != GIVEN:
-            extractor.identity = dict(manifest.extractor)
+        extractor.made_by(manifest.extractor)
         return extractor
 
     return make

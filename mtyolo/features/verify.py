@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.features.index import change
-from mtyolo.features.manifest import MANIFEST, REPLACED, Manifest, read_manifest
+from mtyolo.features.manifest import MANIFEST, REPLACED, Manifest, read_manifest, repair_of
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import check_shard, shard_path
 
@@ -71,7 +71,7 @@ def verify(
             try:
                 contents = check_shard(path)
                 if contents.fingerprint not in (None, manifest.fingerprint):
-                    found.append(f"{path}: belongs to another store; run mtyolo extract again")
+                    found.append(f"{path}: belongs to another store; {repair_of(directory)}")
             except StoreError as error:
                 found.append(str(error))
             report(1)
@@ -94,5 +94,5 @@ def _images(store: FeatureStore, split: Split) -> list[str]:
         number = index.find(record.path)
         reason = "is not in the store" if number is None else change(index.rows[number], record, thorough=True)
         if reason:
-            problems.append(f"{record.path}: {reason}; run mtyolo extract again")
+            problems.append(f"{record.path}: {reason}; {repair_of(store.directory)}")
     return problems

@@ -101,7 +101,10 @@ def _from_tensors(path: Path, graph: str) -> FamilyModel:
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: can not be read as plain tensors for {graph}: {error}") from None
+        raise CheckpointError(
+            f"{path}: can not be read as plain tensors for {graph}: {error}; they are taken from .safetensors alone, "
+            "as safetensors.torch.save_file(model.state_dict(), …) writes them, and a whole .pt without graph"
+        ) from None
     with process_left_as_it_was():
         from ultralytics.nn.tasks import yaml_model_load
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from mtyolo.config.plan import StageConfig
+from mtyolo.config.model import resolve_beside
+from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.distill.objective import Course, Distiller, make_distiller
+from mtyolo.distill.teachers import only_numbered, open_source
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
@@ -48,6 +51,22 @@ class DistilledObjective:
         share = own / images_each(own, batch.images.device)
         tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
         return Losses(tasks, losses.components | terms, losses.shared)
+
+
+def name_classes(student: Model, plan: PlanConfig) -> None:
+    """Classes get the names of the first teacher who is asked by name and knows as many.
+
+    Raises what opening a teacher raises.
+    """
+    stages = [stage for learner in (*plan.assistants, plan) for stage in learner.stages]
+    teachers = [teacher for stage in stages if stage.distill for teacher in stage.distill.teachers]
+    for teacher in (teacher for teacher in teachers if teacher.classes == "by-name"):
+        path = resolve_beside(teacher.weights, Path("plan.yaml"))
+        names = {} if path is None else open_source(teacher).names
+        if len(names) == len(student.names) and not only_numbered(names):
+            student.names = dict(names)
+            student.config = student.config.model_copy(update={"names": dict(names)})
+            return
 
 
 def stage_distiller(
@@ -122,4 +141,4 @@ def _needed(course: Course) -> tuple[int | None, ...]:
     return teacher.columns if teacher is not None and "detect" in course.tasks else ()
 
 
-__all__ = ["DISTILL", "DistilledObjective", "refuse", "repeats", "stage_distiller", "teacher_reports"]
+__all__ = ["DISTILL", "DistilledObjective", "name_classes", "refuse", "repeats", "stage_distiller", "teacher_reports"]

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import CheckpointError, ConfigError, MtyoloError
+from mtyolo.data.sources import read_data
+from mtyolo.distill.teachers import only_numbered
+from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
+from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.model import Model
+from mtyolo.training.distilling import name_classes
 from mtyolo.training.fresh import with_fresh_classes
 from mtyolo.training.splits import Data
 from mtyolo.training.stopping import Interrupted
@@ -40,8 +44,12 @@ class Settings:
     features: str | None
 
     @classmethod
-    def of_run(cls, saved: Mapping[str, Any], path: Path | str) -> Settings:
-        """Those that a run was started with. Raises CheckpointError where this version can not read them."""
+    def of_run(cls, saved: Mapping[str, Any], path: Path | str, features: str | Path | None = None) -> Settings:
+        """Those that a run was started with. features: where its store is now, if it was moved.
+
+        Raises CheckpointError where this version can not read them, StoreError where the store is not there, and
+        ConfigError where the run has none.
+        """
         try:
             settings = cls(**saved["settings"])
             settings.parsed()
@@ -49,7 +57,16 @@ class Settings:
         except (KeyError, TypeError, ValueError) as error:  # pydantic's are ValueErrors
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path}: was written by another version of mtyolo: {reason}") from None
-        return settings
+        return settings._with_store_at(features, path)
+
+    def _with_store_at(self, features: str | Path | None, run: Path | str) -> Settings:
+        if features is not None and self.features is None:
+            raise ConfigError(f"{run}: was started on images and goes on with them; leave --features out")
+        if features is not None:
+            return replace(self, features=str(Path(features).absolute()))
+        if self.features is not None and not (Path(self.features) / MANIFEST).is_file():
+            raise StoreError(f"{self.features}: the store of {run} is not there; name its new folder with --features")
+        return self
 
     def parsed(self) -> tuple[TrainConfig, PlanConfig]:
         return TrainConfig.model_validate_json(self.config), PlanConfig.model_validate_json(self.plan)
@@ -65,13 +82,18 @@ def settle(
     config: TrainConfig | None,
     features: str | Path | None,
 ) -> Settings:
-    """Settings of a new run. Raises ConfigError where model or data are missing."""
+    """Settings of a new run. Where neither data nor model have names, a teacher names the model's classes.
+
+    Raises ConfigError where model or data are missing.
+    """
     if model is None or data is None:
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     chosen = with_fresh_classes(chosen, model)
+    if only_numbered(model.names) and read_data(data).names() == {}:
+        name_classes(model, chosen)
     inline = isinstance(data, DataConfig)
-    fitted = with_fitting_size(config or TrainConfig(), model.largest_stride)
+    fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model.largest_stride)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
@@ -80,6 +102,13 @@ def settle(
         data_json=data.model_dump_json() if isinstance(data, DataConfig) else None,
         features=None if features is None else str(Path(features).absolute()),
     )
+
+
+def with_stored_size(config: TrainConfig, features: str | Path | None) -> TrainConfig:
+    """The same at the size of the store, where one is read and no size was asked for."""
+    if features is None or "imgsz" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"imgsz": read_manifest(features).size})
 
 
 def with_fitting_size(config: TrainConfig, stride: int) -> TrainConfig:
@@ -98,13 +127,14 @@ def default_plan(model: Model) -> str:
 
 
 def with_whole_models(plan: PlanConfig) -> PlanConfig:
-    """Assistants' models with all that their files say inside, so that a run can be resumed from its folder alone."""
-    assistants = []
+    """Assistants' models with all that their files say inside, and whole paths of cached outputs, so that a run can be
+    resumed from its folder alone, wherever one stands."""
+    start, assistants = Path.cwd(), []
     for assistant in plan.assistants:
         with naming(assistant):
             model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)
-        assistants.append(assistant.model_copy(update={"model": model, "weights": None}))
-    return plan.model_copy(update={"assistants": assistants})
+        assistants.append(assistant.caching_in(start).model_copy(update={"model": model, "weights": None}))
+    return plan.caching_in(start).model_copy(update={"assistants": assistants})
 
 
 @contextmanager

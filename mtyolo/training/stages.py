@@ -58,7 +58,8 @@ def plan_stages(
     stages: list[Stage] = []
     for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
         trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
-        frozen = tuple(_prefixes(model, [*stage.freeze, *_without_lessons(model, stage, labelled)]))
+        kept = [*stage.freeze, *_without_lessons(model, stage, labelled)]
+        frozen = tuple(_prefixes(model, kept, where="freeze"))
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
@@ -160,15 +161,22 @@ def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:
 
 
 def _prefixes(model: Model, parts: Iterable[str], where: str = "train") -> list[str]:
-    """A part that exists elsewhere but not in this model (adapters without an extractor, say) is left out."""
+    """A part that exists elsewhere but not in this model (adapters without an extractor, say) is left out. So is a
+    layer to freeze that is not built, as features come in its place."""
+    unbuilt = _unbuilt(model) if where == "freeze" else set()
     prefixes: list[str] = []
-    for part in parts:
+    for part in (part for part in parts if part not in unbuilt):
         try:
             prefixes += [prefix for prefix, _ in model.part(part)]
         except ConfigError as error:
             if part not in PARTS:
                 raise ConfigError(f"plan: {where}: {error}") from None
     return prefixes
+
+
+def _unbuilt(model: Model) -> set[str]:
+    numbers = (str(layer.number) for layer in model.graph.spec.layers)
+    return {f"detector.{number}" for number in numbers if number not in model.graph.layers}
 
 
 def _reach(prefixes: Sequence[str], name: str) -> int:

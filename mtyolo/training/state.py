@@ -14,6 +14,7 @@ from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import CheckpointError
+from mtyolo.extractors import GivenFeatures
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, Position, random_states, save_state, set_random_states
@@ -52,6 +53,7 @@ class RunState:
         content = {
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
+            "extractor": extractor.identity if isinstance(extractor := self.model.extractor, GivenFeatures) else {},
             "ema": self.ema.state_dict(),
             "run": self.run.state_dict(),
             "position": self.position.as_dict(),
@@ -94,7 +96,10 @@ def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool
         config = config_as_written(config, saved["model"])
     inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
     given = stand_in(settings.features) if settings.features and not inside else None
-    return assemble(config, weights=False, stand_in=given, trust=trust)
+    model = assemble(config, weights=False, stand_in=given, trust=trust)
+    if saved is not None and isinstance(model.extractor, GivenFeatures):
+        model.extractor.made_by(saved.get("extractor", {}))  # earlier versions did not know it
+    return model
 
 
 def make_state(

@@ -41,6 +41,8 @@ def open_store(
     for split in splits:
         if split is not None:
             store.check(model, split, config.imgsz)
+    if isinstance(model.extractor, GivenFeatures) and model.extractor.may_be_any:
+        model.extractor.made_by(store.manifest.extractor)
     compares = model.config.adapters.match_statistics or any(stage.config.aligns for stage in stages)
     if splits[0] is not None and compares:
         open_targets(store, model, splits[0])

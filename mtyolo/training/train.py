@@ -66,8 +66,8 @@ def train(
 
     plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
-    features: a store to take features from in place of images. judge: how to validate; without, nothing is. trust: a
-    resumed run may import `package.module:Class` that its model names.
+    features: a store to take features from in place of images; beside `resume`, where the run's store is now. judge:
+    how to validate; without, nothing is. trust: a resumed run may import `package.module:Class` that its model names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
     with as_before(model):
@@ -93,7 +93,7 @@ def train_in_group(
     """The same among processes that stay together. followed: by another training, as an assistant's is by the
     student's; then a signal interrupts at the end, too."""
     saved = read_state(resume) if resume is not None else None
-    settings = Settings.of_run(saved, str(resume)) if saved else settle(model, data, plan, config, features)
+    settings = Settings.of_run(saved, str(resume), features) if saved else settle(model, data, plan, config, features)
     config, plan = settings.parsed()
     if model is None:
         model = saved_model(settings, saved, trust=trust)

@@ -146,7 +146,7 @@ def make_work(
             accelerator.device.type, init_scale=FIRST_SCALE, enabled=accelerator.mixed_precision == "fp16"
         ),
         loader=_loader(stage, model, split, config, store, accelerator),
-        guard=NonFiniteGuard(model, split.records),
+        guard=NonFiniteGuard(model, split.records, None if store is None else store.directory),
         parameters=[*(parameter for parameter in model.parameters() if parameter.requires_grad), *learned],
         lr=stage.config.lr or config.lr,
         epochs=stage.epochs,

@@ -13,6 +13,7 @@ from tiny_families import family_file
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
+from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.distill import TeacherConfig
 from mtyolo.distill.layout import Cells, Layout, boxes_at, cells_of, choose_classes, from_scores, geometry, to_layout
@@ -239,6 +240,24 @@ def test_a_teacher_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) ->
     path = tmp_path / "list.pt"
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(CheckpointError, match=r"list\.pt"):
+        open_teacher(teacher_of(path), tiny_model(), SIZE)
+
+
+def test_plain_tensors_that_torch_saved_are_refused_with_what_is_taken(tmp_path: Path) -> None:
+    torch.save({"model.0.conv.weight": torch.zeros(1)}, tmp_path / "t.pt")
+    config = teacher_of(tmp_path / "t.pt", graph="yolov8n.yaml", classes="by-number")
+    with pytest.raises(
+        CheckpointError, match=r"t\.pt: can not be read as plain .*taken from \.safetensors alone, as safet"
+    ):
+        open_teacher(config, tiny_model(), SIZE)
+
+
+def test_a_model_that_takes_features_can_not_teach(tmp_path: Path) -> None:
+    """It has nothing to look at pictures with."""
+    extractor = {"name": "features", "levels": {8: 4, 16: 4, 32: 4}}
+    model = build({"extractor": extractor, "detector": {"graph": "yolov5n.yaml"}})
+    path = save_weights(model, tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match=r"teacher .*t\.safetensors: takes features of another program, and teachers"):
         open_teacher(teacher_of(path), tiny_model(), SIZE)
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_students import SIZE, tiny_model
 
 from mtyolo.assembly import build
-from mtyolo.checkpoint import save_weights
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.data import DataConfig
 from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
@@ -143,6 +143,26 @@ def test_a_student_learns_from_a_folder_of_pictures_without_labels(weights: str,
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_from_pictures_alone_a_student_takes_its_teachers_names(weights: str, photos: Path, tmp_path: Path) -> None:
+    """Its own are the numbers of a plain layer list."""
+    plan = {"stages": [{"name": "d", "distill": {"teachers": [{"weights": weights, "output": {"kl": 1}}]}, **PLAIN}]}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=3, workers=0, device="cpu")
+
+    def trained(out: str, names: Mapping[int, str]) -> Run:
+        student = tiny_model(dict(names))
+        return train(student, photos / "images", plan=plan, config=config, out=tmp_path / out, progress=False)
+
+    run = trained("run", {0: "0", 1: "1"})
+    assert load(run.best).names == {0: "square", 1: "disc"}
+    assert train(resume=run.out, progress=False).results == run.results
+    with pytest.raises(
+        ConfigError, match=r"does not know 3 of 3 classes.*the teacher has 2: name them in the model file"
+    ):
+        trained("more", {0: "0", 1: "1", 2: "2"})
+    with pytest.raises(ConfigError, match=r"does not know 1 of 2 classes, first 'cube'.*map names that differ"):
+        trained("other", {0: "square", 1: "cube"})
+
+
 def test_with_hard_zero_no_label_is_read(weights: str, data: DataConfig, photos: Path, tmp_path: Path) -> None:
     posed = with_points(photos, tmp_path / "posed")
     labelled = distilled(weights, posed, tmp_path / "labelled", hard=0, tasks={"keypoint": {}})
@@ -168,6 +188,32 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
     folder = tmp_path / "lessons"
     distilled(weights, data, tmp_path / "run", output={"scaled": 1}, cache=2, folder=str(folder), epochs=5, stage={})
     assert len(list(folder.glob("*.safetensors"))) == 2 * 6
+
+
+@pytest.mark.parametrize("folder", [None, "lessons"])
+def test_a_resumed_run_finds_its_cache_wherever_one_stands(
+    folder: str | None, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtyolo.training import train as loop
+    from mtyolo.training.stopping import Interrupted
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    step = loop.training_step
+    options = {"output": {"scaled": 1}, "cache": True} | ({"folder": folder} if folder else {})
+    monkeypatch.chdir(tmp_path / "here")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", lambda *arguments: step(*arguments) or True)
+        with pytest.raises(Interrupted):
+            distilled(weights, data, tmp_path / "run", **options)
+    cached = list((tmp_path / "here").rglob("*.safetensors"))
+    assert len(cached) == 3
+    monkeypatch.chdir(tmp_path / "there")
+    train(data=data, resume=tmp_path / "run", progress=False)
+    assert not list((tmp_path / "there").iterdir())
+    found = list((tmp_path / "here").rglob("*.safetensors"))
+    assert len(found) == 6
+    assert {path.parent for path in cached} == {path.parent for path in found}
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_features import make_images
 
-from mtyolo.api import build
+from mtyolo.api import build, train, validate
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.cli.main import main
+from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import GivenFeatures
@@ -29,6 +32,7 @@ from mtyolo.features.shards import Contents, Row, View, read_contents, shard_pat
 from mtyolo.features.verify import verify
 from mtyolo.features.views import draw
 from mtyolo.features.writer import compute
+from mtyolo.model import Model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "write_features.py"
 LEVELS, SIZE = {8: 3, 16: 3, 32: 3}, 320
@@ -122,6 +126,116 @@ def test_a_manifest_that_promises_other_tensors_is_caught(store: Path, data: Pat
     path.write_text(json.dumps(manifest | {"splits": {"train": 6}, "images_per_shard": 6}))
     with pytest.raises(StoreError, match="have 5 images, the manifest says 6"):
         FeatureStore.open(store).index("train")
+
+
+def said_of(path: Path, **manifest: object) -> None:
+    """Change what a store says of itself."""
+    path = path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+
+
+def test_what_another_program_made_is_mended_by_that_program(store: Path, data: Path, options: list[str]) -> None:
+    """mtyolo would answer that there is nothing to extract."""
+    split, shard = load_split(data, "train"), shard_path(store, "train", 0)
+    whole, its_program = shard.read_bytes(), "with the program that made this store"
+
+    def read() -> None:
+        next(iter(make_store_loader(FeatureStore.open(store), split, 5, augment=None, shuffle=False, seed=0)))
+
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError, match=f"the checksum differs.*{its_program}"):
+        read()
+    shard.write_bytes(whole.replace(b'"height', b'"heavty', 1).replace(b'\\"height', b'\\"heavty', 1))
+    with pytest.raises(StoreError, match=f"rows.0.height: Field required.*{its_program}"):
+        read()
+    shard.write_bytes(whole)
+    with pytest.raises(StoreError, match=f"has no split test, only train, val; write it there {its_program}"):
+        FeatureStore.open(store).index("test")
+    with pytest.raises(StoreError, match="made at 320 px, the model asks for 640 px; give --imgsz 320"):
+        FeatureStore.open(store).check(GivenModel(), split, 640)
+    said_of(store, dtype="fp32")
+    with pytest.raises(StoreError, match=rf"the manifest says torch\.float32.*{its_program}"):
+        read()
+    said_of(store, levels={8: 4, 16: 3, 32: 3})
+    with pytest.raises(StoreError, match="let the program that made these write them into another folder"):
+        FeatureStore.open(store).check(GivenModel(), split, SIZE)
+    with pytest.raises(StoreError, match=r"has levels .*; say so under extractor\.levels"):
+        build(options[1], data=data, features=store)
+
+
+@pytest.fixture
+def other(store: Path, tmp_path: Path) -> Path:
+    """The same store, said to be of another program."""
+    shutil.copytree(store, tmp_path / "other")
+    said_of(tmp_path / "other", extractor={"name": "another-net"})
+    return tmp_path / "other"
+
+
+def trained(options: list[str], store: Path, out: Path, *more: str) -> int:
+    small = ["--epochs", "1", "--batch", "4", "--workers", "0", "--out", str(out), "--features", str(store)]
+    return main(["train", *options, *small, *more])
+
+
+def test_weights_remember_what_made_the_features_they_were_trained_on(
+    store: Path, other: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained(options, store, tmp_path / "run") == 0
+    best = tmp_path / "run/best.safetensors"
+    judge = ["val", "--model", str(best), *options[2:], "--features"]
+    assert main([*judge, str(store)]) == 0
+    capsys.readouterr()
+    assert main([*judge, str(other)]) == 2
+    refusal = "other: made with the extractor another-net, not mine; give a store of the features that the model has"
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    assert trained([*options, "--weights", str(best)], other, tmp_path / "second") == 2
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--resume", str(tmp_path / "run"), "--features", str(other)]) == 2
+    assert refusal in " ".join(capsys.readouterr().err.split())
+    with safe_open(best, framework="pt") as file:
+        assert json.loads(file.metadata()["extractor"]) == {"name": "mine"}
+
+
+def test_a_model_that_met_its_features_in_training_remembers_them_too(
+    store: Path, other: Path, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    model = build(options[1], data=data)
+    config = TrainConfig(epochs=1, batch=4, workers=0, device="cpu")
+    run = train(model, data, config=config, out=tmp_path / "run", features=store, progress=False)
+    with pytest.raises(StoreError, match="another-net, not mine"):
+        validate(run.best, data, features=other)
+
+
+def test_weights_that_do_not_say_what_made_their_features_take_any(
+    store: Path, other: Path, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    """As files of earlier versions."""
+    path = save_weights(build(options[1], data=data), tmp_path / "earlier.safetensors")
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["extractor"]) == {"name": "features"}
+    assert isinstance(load(path), Model)
+    for directory in (store, other):
+        assert validate(path, data, features=directory, batch=4).tasks
+
+
+def test_features_that_are_not_finite_are_said_to_be_the_stores(
+    store: Path,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shard_path(store, "train", 0)
+    rows, tensors = read_contents(path).rows, load_file(path)
+    tensors["16"][2, 0, 3, 3] = float("nan")
+    write_shard(path, tensors, Contents(rows=rows))
+    monkeypatch.setattr("mtyolo.training.nonfinite.MOST_IN_A_ROW", 1)
+    with caplog.at_level("WARNING", "mtyolo"):
+        assert trained(options, store, tmp_path / "run", "--no-augment") == 2
+    said = f"{store}: the features of 1 of "
+    assert any(said in line and "0002.jpg: skipped the batch of" in line for line in caplog.messages)
+    assert said in (shown := " ".join(capsys.readouterr().err.split()))
+    assert "write it again with the program that made this store" in shown
 
 
 def test_adapters_are_aligned_from_features_of_another_program(

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
+from mtyolo.cli.main import main
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Problems, Split, labels_of
 from mtyolo.data.split import load_split
@@ -25,6 +26,8 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
+from mtyolo.training.checkpoints import read_state
+from mtyolo.training.settings import Settings
 from mtyolo.training.train import train as loop
 
 SIZE = 64
@@ -151,6 +154,37 @@ def test_a_run_from_a_store_resumes_without_the_extractor(
     (tmp_path / "own_extractor.py").unlink()
     again = train(resume=run.out, progress=False)
     assert again.results == run.results
+
+
+def test_a_run_whose_store_was_moved_goes_on_where_it_is_now(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    model = make_model(data, features=store)
+    run = train(model, data, plan=PLAN, config=config, out=tmp_path / "run", features=store, progress=False)
+    moved = store.rename(tmp_path / "moved")
+    with pytest.raises(
+        StoreError, match=r"store: the store of .*run is not there; name its new folder with --features"
+    ):
+        train(resume=run.out, progress=False)
+    assert train(resume=run.out, features=moved, progress=False).results == run.results
+    assert main(["train", "--resume", str(run.out), "--features", str(moved)]) == 0
+    manifest = (moved / "manifest.json").read_text()
+    (moved / "manifest.json").write_text(manifest.replace('"size": 64', '"size": 96'))
+    with pytest.raises(StoreError, match="made at 96 px, the model asks for 64 px"):
+        train(resume=run.out, features=moved, progress=False)
+
+
+def test_a_run_on_images_goes_on_with_images(data: Path, store: Path, config: TrainConfig, tmp_path: Path) -> None:
+    run = train(make_model(data), data, plan=PLAN, config=config, out=tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="was started on images and goes on with them; leave --features out"):
+        train(resume=run.out, features=store, progress=False, trust=True)
+
+
+def test_without_a_size_training_takes_that_of_the_store(data: Path, store: Path, tmp_path: Path) -> None:
+    model = make_model(data, features=store)
+    default = TrainConfig(epochs=1, batch=4, workers=0, device="cpu")
+    run = train(model, data, plan=PLAN, config=default, out=tmp_path / "run", features=store, progress=False)
+    assert Settings.of_run(read_state(run.out), run.out).parsed()[0].imgsz == SIZE
 
 
 def test_the_extractor_is_neither_loaded_nor_needed(

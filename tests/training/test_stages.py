@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtyolo.assembly import build
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import PlanConfig, StageConfig, read_plan
 from mtyolo.config.training import TrainConfig
@@ -177,7 +178,7 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
     ("stage", "message"),
     [
         ({"train": ["detecter"]}, "train: this model has no part 'detecter'; did you mean 'detector'"),
-        ({"freeze": ["detector.99"]}, "no part 'detector.99'"),
+        ({"freeze": ["detector.99"]}, "plan: freeze: this model has no part 'detector.99'"),
         ({"lr_scale": {"bakbone": 0.1}}, "lr_scale: this model has no part 'bakbone'"),
         ({"train": ["adapters"]}, "stage '0' trains nothing: the model has none of adapters that is not frozen"),
         (
@@ -191,6 +192,18 @@ def test_a_part_that_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(make_model(), shapes, plan=plan_of(stage), config=config, out=tmp_path, progress=False)
+
+
+def test_layers_that_features_replace_have_nothing_to_freeze() -> None:
+    """As in distill-features, which freezes the first blocks of the backbone."""
+    extractor = {"name": "features", "levels": {8: 4, 16: 4, 32: 4}}
+    model = build({"extractor": extractor, "detector": {"graph": "yolov5n.yaml"}})
+    first = plan_stages(read_plan("distill-features"), TrainConfig(), model)[0]
+    assert all(first.trains(key) for key, _ in model.named_parameters())
+    with pytest.raises(ConfigError, match=r"plan: freeze: this model has no part 'detector\.25'"):
+        plan_stages(plan_of({"freeze": ["detector.25"]}), TrainConfig(), model)
+    with pytest.raises(ConfigError, match=r"plan: train: this model has no part 'detector\.2'"):
+        plan_stages(plan_of({"train": ["detector.2"]}), TrainConfig(), model)
 
 
 def test_the_innermost_part_decides_the_learning_rate(make_model: MakeModel) -> None:
