@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -33,13 +34,15 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; OpenCV's own threads would only compete with them."""
+def _start_worker(worker: int) -> None:
+    """Workers are the parallelism; OpenCV's own threads would only compete with them. SIGTERM often goes to a whole
+    group of processes: training has to save then, for which its workers stay; it ends them itself."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EpochBatches(Sampler[list[Pick]]):

@@ -58,6 +58,9 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
         tools.display.say(line)
     for stage in stages:
         tools.display.say(stage.describe(state.model))
+    epochs, fixed = sum(stage.epochs for stage in stages), all(stage.config.epochs for stage in stages)
+    if epochs != config.epochs and not fixed:
+        tools.display.say(f"{epochs} epochs in all, not {config.epochs}: as the plan has them, at least one a stage")
     row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
     if tools.accelerator.is_main_process:
         if row:

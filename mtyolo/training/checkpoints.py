@@ -17,6 +17,8 @@ from mtyolo.files import replacing
 
 FORMAT = "mtyolo-run/1"
 STATE = "state.pt"
+PARTS = ("settings", "model", "ema", "run", "position", "means", "random")
+"""What a state has in any version."""
 
 
 @dataclass(slots=True)
@@ -52,9 +54,13 @@ def read_state(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; give --resume the folder of a run ({STATE} is in it)") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch would advise to run what is inside
+            reason = "it holds other things than tensors and plain values, or is cut off"
         raise CheckpointError(f"{path}: damaged, or not the state of a run: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the state of a run ({FORMAT}); weights alone can not be resumed")
+    if lacking := [part for part in PARTS if part not in content]:
+        raise CheckpointError(f"{path}: was written by another version of mtyolo: has no {lacking[0]!r}")
     return content
 
 

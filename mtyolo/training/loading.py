@@ -88,7 +88,7 @@ class StageLoader:
 
 
 KILLED = ("exited unexpectedly", "is killed by signal")
-"""What torch says, having no error of its own for it; also in the middle of a step."""
+"""What torch says, having no error of its own for it; in the middle of a step, or of whatever else is done then."""
 
 
 @contextmanager

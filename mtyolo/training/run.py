@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,18 @@ def alone_in(folder: Path) -> Iterator[Path]:
         except OSError:  # a file system without locks
             pass
         remove_unfinished(folder)
-        yield folder
+        try:
+            yield folder
+        finally:
+            _leave_no_trace(folder)
+
+
+def _leave_no_trace(folder: Path) -> None:
+    """Of a run that failed before it left anything, in a folder that was named for it: the next takes its number."""
+    if folder.parent == RUNS and [path.name for path in folder.iterdir()] == [LOCK]:
+        with suppress(OSError):  # a file that is open can not go everywhere
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:

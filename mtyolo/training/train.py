@@ -144,7 +144,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
             with reading():
                 train_epoch(state, stage, work, tools)
-            end_epoch(state, stage, work, tools)
+                end_epoch(state, stage, work, tools)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()

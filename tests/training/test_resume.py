@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,41 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> 
         pass
 
 
+def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = {"stages": [{"name": "one", "lr_scale": {"detektor": 0.1}}]}
+    with pytest.raises(ConfigError, match="detektor"):
+        train(make_model(), shapes, plan=wrong, config=config, progress=False)
+    assert not list((tmp_path / "runs").iterdir())
+    with pytest.raises(ConfigError, match="detektor"):
+        train(make_model(), shapes, plan=wrong, config=config, out=tmp_path / "mine", progress=False)
+    assert (tmp_path / "mine").is_dir(), "a folder that a person named stays"
+
+
+IN_A_GROUP = """
+import sys
+from mtyolo.cli.main import main
+sys.exit(main(["train", "-m", "yolov5n.yaml", "-d", sys.argv[1], "--out", sys.argv[2], "--imgsz", "64", "--batch", "2",
+               "--epochs", "500", "--workers", "2", "--device", "cpu", "--val-every", "500"]))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_whole_group_of_processes_saves(shapes: Path, tmp_path: Path) -> None:
+    """As `timeout` and service managers send it: the processes that read images get it, too."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", IN_A_GROUP, str(shapes), str(out)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        while not (out / "last.safetensors").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert "SIGTERM: saved" in said
+    assert process.returncode == 143
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x04."])
 def test_a_damaged_state_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(content)
@@ -205,6 +241,7 @@ def test_resuming_where_nothing_is_says_what_to_give(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda saved: saved.pop("settings"), "'settings'"),
+        (lambda saved: saved.pop("ema"), "'ema'"),
         (lambda saved: saved["settings"].update(newer="x"), "unexpected keyword argument 'newer'"),
         (lambda saved: saved["settings"].update(plan='{"stages": 3}'), "stages"),
     ],
