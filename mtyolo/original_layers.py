@@ -54,8 +54,8 @@ def replaced_weights(model: Model) -> str:
         raise ConfigError("align: no layer of this model is replaced by features, so there is nothing to align to")
     if weights is None:
         raise ConfigError(
-            "align: the replaced layers are the teacher; name detector.weights, or --weights (in Python weights=): an "
-            "official checkpoint"
+            "align: the replaced layers are the teacher; name detector.weights: an official checkpoint (or --weights; "
+            "from Python, weights= of build)"
         )
     return weights
 

@@ -38,6 +38,10 @@ class Metrics:
     tasks: dict[str, TaskMetrics]
     seconds: dict[str, float] = field(default_factory=dict)  # an image: preprocess, forward, postprocess
 
+    def __repr__(self) -> str:
+        """A line, as notebooks show; `rich.print` shows the tables."""
+        return f"Metrics({', '.join(f'{task} AP {_shown(found.ap)}' for task, found in self.tasks.items())})"
+
     @property
     def fitness(self) -> float:
         """Mean AP over the tasks by FITNESS_WEIGHTS, in 0..1; NaN if no task had an object to find."""

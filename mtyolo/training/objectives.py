@@ -24,7 +24,7 @@ class Losses:
 
     tasks: dict[str, Tensor]  # what is balanced: task -> scalar; tasks without a labelled image are absent
     components: dict[str, Tensor]  # what is shown: "detect.box", … -> scalar
-    shared: list[Tensor] = field(default_factory=list)  # the features that all tasks saw
+    shared: list[Tensor] = field(default_factory=list, repr=False)  # the features that all tasks saw
     sums_images: bool = True  # the learning rate belongs to a sum over images, as in the official recipe
 
 

@@ -56,6 +56,10 @@ def test_the_table_shows_numbers_and_leaves_unknown_ones_open():
     assert [part.strip() for part in rows["keypoint"].split("│")[4:-1]] == ["-", "-", "-", "-"]
 
 
+def test_a_notebook_shows_a_line():
+    assert repr(metrics()) == "Metrics(detect AP 0.300, segment AP 0.100, keypoint AP -)"
+
+
 def test_few_classes_are_shown_one_by_one_and_many_are_not():
     found = metrics()
     found.tasks["segment"].per_class = {"person": 0.125, "dog": 0.5}
