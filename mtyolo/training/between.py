@@ -12,6 +12,7 @@ from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_batch, save_image
+from mtyolo.errors import DataError, StoreError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher
@@ -134,8 +135,19 @@ def end_stage(state: RunState, stage: Stage, tools: Tools) -> None:
     state.position = Position(stage=stage.number + 1)
     if not tools.accelerator.is_main_process:
         return
-    shown = tools.val_split is not None and takes_images(state.model)
-    if tools.judge is not None and tools.judge.compare is not None and shown:
-        picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz)
-        save_image(picture, state.run.out / f"val_{stage.name}.jpg")
+    draw_comparison(state, stage, tools)
     state.save(None)
+
+
+def draw_comparison(state: RunState, stage: Stage, tools: Tools) -> None:
+    """Truth beside prediction, from a store, too; a photo that is gone meanwhile costs no more than the picture."""
+    shown = tools.val_split is not None and (tools.store is not None or takes_images(state.model))
+    if tools.judge is None or tools.judge.compare is None or not shown:
+        return
+    stored = {} if tools.store is None else {"features": tools.store.directory}
+    try:
+        picture = tools.judge.compare(state.ema.model, tools.val_split, size=tools.config.imgsz, **stored)
+    except (DataError, StoreError) as error:
+        tools.display.say(f"val_{stage.name}.jpg is not drawn: {error}")
+    else:
+        save_image(picture, state.run.out / f"val_{stage.name}.jpg")

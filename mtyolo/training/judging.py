@@ -31,7 +31,8 @@ class Judge:
     """How models are validated; training itself does not know.
 
     validate(model, split, size=, batch=) gives a Verdict; with loader=, from these batches.
-    compare(model, split, size=): an RGB picture with truth beside prediction.
+    compare(model, split, size=): an RGB picture with truth beside prediction; with features=, a store's folder, found
+    in its features.
     """
 
     validate: Callable[..., Verdict]

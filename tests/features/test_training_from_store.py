@@ -19,7 +19,8 @@ from mtyolo.cli.main import main
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Problems, Split, labels_of
 from mtyolo.data.split import load_split
-from mtyolo.errors import CheckpointError, ConfigError, StoreError
+from mtyolo.errors import CheckpointError, ConfigError, DataError, StoreError
+from mtyolo.evaluation.validate import validate as validation
 from mtyolo.features.dataset import StoreDataset
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
@@ -27,6 +28,7 @@ from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import read_state
+from mtyolo.training.judging import Judge
 from mtyolo.training.settings import Settings
 from mtyolo.training.train import train as loop
 
@@ -88,6 +90,26 @@ def store(data: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def config() -> TrainConfig:
     return TrainConfig(epochs=2, imgsz=SIZE, batch=4, workers=0, device="cpu", val_every=2)
+
+
+def test_each_stage_leaves_truth_beside_what_was_found_in_features(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(make_model(data, features=store), data, plan=PLAN, config=config, out=out, features=store, progress=False)
+    assert (out / "val_frozen.jpg").stat().st_size > 1000
+
+
+def test_a_picture_that_can_not_be_drawn_costs_no_more(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: Any, **given: Any) -> Any:
+        raise DataError(f"photo of {given['features']} is gone")
+
+    out, judge = tmp_path / "run", Judge(validation, lost)
+    loop(make_model(data, features=store), data, plan=PLAN, config=config, out=out, features=store, judge=judge)
+    assert "val_frozen.jpg is not drawn: photo of" in capsys.readouterr().out
+    assert read_state(out)["position"]["stage"] == 1
 
 
 def losses_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
