@@ -37,6 +37,7 @@ from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.evaluation.precision import BoxPrecision
+from mtyolo.extractors import Extractor
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
@@ -135,7 +136,7 @@ def lite0_config(kind: str = "lite0") -> dict[str, Any]:
 def extracted(data: Path, folder: Path) -> Path:
     """The store of Lite0's features; what is there already is not made again."""
     extractor = build(lite0_config(), data=data).extractor
-    assert extractor is not None
+    assert isinstance(extractor, Extractor)
     splits = [load_split(data, name) for name in ("train", "val")]
     extract(extractor.eval(), splits, folder / "lite0", SIZE, ExtractOptions(batch=BATCH, views=VIEWS))
     return folder / "lite0"
@@ -184,8 +185,7 @@ def run(name: str, seed: int, epochs: int, folder: Path, kind: str) -> dict[str,
 def object_precision(model: Model, split: Split, store: Path | None) -> float:
     """Average precision of boxes whatever they are called: 337 objects of one class are judged with far less luck than
     57 classes of six objects each."""
-    none = {"augment": None, "shuffle": False, "seed": 0}
-    loader = make_store_loader(FeatureStore.open(store), split, BATCH, **none) if store else photos(split)
+    loader = stored(split, store) if store else photos(split)
     judge = BoxPrecision({0: "object"})
     with evaluating(model):
         for batch in loader:
@@ -198,6 +198,10 @@ def object_precision(model: Model, split: Split, store: Path | None) -> float:
                 found = image_instances(outputs, number, kept, (SIZE, SIZE), batch.letterboxes[number])
                 judge.add(found, replace(record, labels=labels))
     return judge.compute().ap
+
+
+def stored(split: Split, store: Path) -> DataLoader[Batch]:
+    return make_store_loader(FeatureStore.open(store), split, BATCH, augment=None, shuffle=False, seed=0)
 
 
 def photos(split: Split) -> DataLoader[Batch]:

@@ -92,7 +92,7 @@ def run(store: Path, data: DataConfig, augment: AugmentConfig, seed: int, option
         trained = open_model(done.last, features=store)
     split = load_split(data, "val")
     batches = make_store_loader(FeatureStore.open(store), split, 8, augment=None, shuffle=False, seed=0)
-    return float(validate(trained, split, size=SIZE, loader=batches).as_dict()["detect/AP"])
+    return validate(trained, split, size=SIZE, loader=batches).tasks["detect"].ap
 
 
 def main() -> None:

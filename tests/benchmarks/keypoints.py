@@ -35,7 +35,7 @@ def run(heatmaps: bool, seed: int, epochs: int) -> tuple[float, float, float]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         last = train(model, coco_mini(), plan=plan, config=config, out=out, progress=False).results[-1]
-    return float(last["keypoint/OKS"]), float(last["keypoint/AP"]), time.perf_counter() - started
+    return float(last["keypoint/OKS"] or 0), float(last["keypoint/AP"] or 0), time.perf_counter() - started
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def training_step(model: Model, images: torch.Tensor, targets: Targets) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def interleaved(work: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
+def interleaved(work: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each, all measured in every round."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
@@ -76,14 +76,14 @@ def main() -> None:
     fast = images.contiguous(memory_format=torch.channels_last)
     targets = targets_for(options.batch).to(device)
 
-    def halved(step: Callable[[], None]) -> Callable[[], None]:
+    def halved(step: Callable[[], object]) -> Callable[[], object]:
         def run() -> None:
             with torch.autocast(device.type, torch.bfloat16):
                 step()
 
         return run
 
-    kinds: dict[str, dict[str, Callable[[], None]]] = {
+    kinds: dict[str, dict[str, Callable[[], object]]] = {
         "forward": {
             "plain": torch.no_grad()(lambda: forward(plain, images)),
             "channels_last": torch.no_grad()(lambda: forward(ours, fast)),

@@ -57,7 +57,7 @@ def training_steps(folder: Path, model: Model, method: dict[str, Any]) -> list[C
     folder.mkdir(parents=True, exist_ok=True)
     weights = str(test_data() / "weights" / "yolov5n.pt")
     teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | method for cached in (False, True)]
-    stages = [
+    stages: list[dict[str, Any]] = [
         {"name": "plain"},
         *({"name": f"taught {n}", "distill": {"teachers": [t]}} for n, t in enumerate(teachers)),
     ]
