@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -139,6 +140,15 @@ class Split:
         """What at least one image is labelled for."""
         found = frozenset[str]().union(*(record.labels.labelled for record in self.records))
         return tuple(task for task in TASKS if task in found)
+
+    def fingerprint(self) -> str:
+        """Differs where images, their order or their objects do."""
+        found = hashlib.sha256()
+        for record in self.records:
+            labels = record.labels
+            found.update(f"{record.path.name} {record.height}x{record.width} {sorted(labels.labelled)}".encode())
+            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes())
+        return found.hexdigest()
 
     def count(self, task: str) -> int:
         """Images that are labelled for a task."""

@@ -34,6 +34,8 @@ class RunState:
     ema: Ema
     run: Run
     settings: Settings
+    data: str = ""
+    """Fingerprint of the training split."""
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
@@ -52,6 +54,7 @@ class RunState:
         """Write everything to the run's folder. work: None between stages."""
         content = {
             "settings": asdict(self.settings),
+            "data": self.data,
             "model": self.model.state_dict(),
             "extractor": extractor.identity if isinstance(extractor := self.model.extractor, GivenFeatures) else {},
             "ema": self.ema.state_dict(),

@@ -44,6 +44,7 @@ from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
+OTHER_DATA = "the training images or labels are not those of the run's start: it goes on, but not to the same weights"
 LEAST_SCALE = 1.0
 """In half precision gradients that are infinite at larger scales are no failure: the scale is being found."""
 
@@ -108,10 +109,13 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
+        state.data = splits[0].fingerprint()
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown, 0).say
         if not followed:
             say_problems(splits, say)
+        if saved and saved.get("data", state.data) != state.data:
+            say(OTHER_DATA)
         if plan.assistants:
             own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
             assistants = Assistants(state, splits[0].points, config, own, say, trust)

@@ -190,6 +190,26 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> 
         pass
 
 
+def test_other_labels_than_at_the_start_are_said(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    content["annotations"] = content["annotations"] | {"train": str(tmp_path / "train.json")}
+    (tmp_path / "train.json").write_text((shapes.parent / "train.json").read_text())
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    judge = Judge(SignalAfter(1, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(make_model(), tmp_path / "data.yaml", config=config, out=tmp_path / "run", judge=judge)
+    labels = (tmp_path / "train.json").read_text()
+    capsys.readouterr()
+    with pytest.raises(Interrupted):
+        train(resume=tmp_path / "run", judge=Judge(SignalAfter(1, signal.SIGTERM)))
+    assert "not those of the run's start" not in capsys.readouterr().out
+    (tmp_path / "train.json").write_text(labels.replace('"category_id": 0', '"category_id": 1', 1))
+    train(resume=tmp_path / "run")
+    assert "not those of the run's start" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
