@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
@@ -34,6 +35,12 @@ def say_problems(splits: Sequence[Split | None], say: Callable[[str], None]) -> 
     for split in splits:
         if split is not None and (found := split.problems.summary()):
             say(f"{split.name}: {found}")
+
+
+def say_change(saved: Mapping[str, Any] | None, fingerprint: str, say: Callable[[str], None]) -> None:
+    """Of a resumed run, whether its training split is still the one of its start. saved: its state."""
+    if saved and saved.get("data", fingerprint) != fingerprint:
+        say("the training images or labels are not those of the run's start: it goes on, but not to the same weights")
 
 
 def _check(split: Split, model: Model) -> None:

@@ -35,7 +35,7 @@ from mtyolo.training.processes import (
 from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.splits import Data, open_splits, say_problems
+from mtyolo.training.splits import Data, open_splits, say_change, say_problems
 from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.stopping import Interrupted, stop_on_signals
@@ -44,7 +44,6 @@ from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
-OTHER_DATA = "the training images or labels are not those of the run's start: it goes on, but not to the same weights"
 LEAST_SCALE = 1.0
 """In half precision gradients that are infinite at larger scales are no failure: the scale is being found."""
 
@@ -114,8 +113,7 @@ def train_in_group(
         say = Display(shown, 0).say
         if not followed:
             say_problems(splits, say)
-        if saved and saved.get("data", state.data) != state.data:
-            say(OTHER_DATA)
+        say_change(saved, state.data, say)
         if plan.assistants:
             own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
             assistants = Assistants(state, splits[0].points, config, own, say, trust)
