@@ -71,6 +71,15 @@ class StageConfig(Strict):
     arguments: dict[str, Any] = {}
     """Options of align: weights of the errors behind the frozen graph, `fused` and `maps`; default 0."""
 
+    @model_validator(mode="after")
+    def _arguments_are_of_align(self) -> StageConfig:
+        if self.arguments and not self.aligns:
+            raise ValueError(
+                f"{next(iter(self.arguments))} is an option of align, and stage {self.name!r} does not align: give it "
+                "objective: align or an align: weight, or leave arguments out"
+            )
+        return self
+
     @property
     def aligns(self) -> bool:
         """Does it need what the replaced layers give?"""

@@ -234,6 +234,12 @@ def test_a_number_without_end_is_named_with_its_line(content: str, key: str, tmp
         read_plan(tmp_path / "plan.yaml")
 
 
+def test_options_of_align_are_refused_where_nothing_is_aligned() -> None:
+    with pytest.raises(ConfigError, match=r"fused is an option of align, and stage '0' does not align"):
+        plan_of({"arguments": {"fused": 1.0}})
+    plan_of({"arguments": {"fused": 1.0}, "align": 2.0})
+
+
 def test_an_unknown_plan_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no such plan here or in mtyolo; did you mean 'freeze-then-unfreeze'"):
         read_plan("freeze-then-unfreze")
