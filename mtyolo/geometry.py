@@ -14,6 +14,11 @@ PADDING_GREY = 114
 """The value that YOLOv5 was trained to see beyond the picture's edge."""
 
 
+def fitting_side(size: int, stride: int) -> int:
+    """The smallest side of a network input that is at least `size` pixels and a multiple of the largest stride."""
+    return math.ceil(size / stride) * stride
+
+
 def letterbox_of(height: int, width: int, size: tuple[int, int]) -> Letterbox:
     """How an image of height x width pixels fits, centred, into `size` (height, width), as YOLOv5 does it."""
     ratio = min(size[0] / height, size[1] / width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtyolo.errors import ConfigError
+from mtyolo.geometry import fitting_side
 from mtyolo.graph.network import INPUT, default_entry
 from mtyolo.model import PARTS, Model
 from mtyolo.structures import Level, Outputs
@@ -51,7 +51,7 @@ def trained_parameters(model: Model) -> dict[str, int]:
 @torch.no_grad()
 def summarise(model: Model, size: int = 640) -> Summary:
     """Run one grey image of `size` x `size` pixels (made a multiple of the largest stride), and count."""
-    size = math.ceil(size / model.largest_stride) * model.largest_stride
+    size = fitting_side(size, model.largest_stride)
     modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
     try:

@@ -202,11 +202,12 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
 
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:
+    from mtyolo.geometry import fitting_side
     from mtyolo.training.batch_size import fitting_batch
     from mtyolo.training.processes import over_processes, own_device
 
     device = own_device(settings.device)
-    batch = fitting_batch(model, settings.imgsz, device)
+    batch = fitting_batch(model, fitting_side(settings.imgsz, model.largest_stride), device)
     if device.type == "cuda":
         batch = over_processes(batch)
     say(f"batch: {batch}")

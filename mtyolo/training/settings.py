@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from mtyolo.data.sources import read_data
 from mtyolo.distill.teachers import only_numbered
 from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
 from mtyolo.features.manifest import MANIFEST, read_manifest
+from mtyolo.geometry import fitting_side
 from mtyolo.model import Model
 from mtyolo.training.distilling import name_classes
 from mtyolo.training.fresh import with_fresh_classes
@@ -93,7 +93,7 @@ def settle(
     if only_numbered(model.names) and read_data(data).names() == {}:
         name_classes(model, chosen)
     inline = isinstance(data, DataConfig)
-    fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model.largest_stride)
+    fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
@@ -111,10 +111,11 @@ def with_stored_size(config: TrainConfig, features: str | Path | None) -> TrainC
     return config.model_copy(update={"imgsz": read_manifest(features).size})
 
 
-def with_fitting_size(config: TrainConfig, stride: int) -> TrainConfig:
+def with_fitting_size(config: TrainConfig, model: Model) -> TrainConfig:
     """The same with an image size that the network divides into cells, as validation and extraction take it."""
-    size = math.ceil(config.imgsz / stride) * stride
+    size = fitting_side(config.imgsz, model.largest_stride)
     if size != config.imgsz:
+        stride = model.largest_stride
         logger.warning("imgsz: %d becomes %d, a multiple of the largest stride, %d", config.imgsz, size, stride)
     return config.model_copy(update={"imgsz": size})
 
