@@ -44,6 +44,16 @@ def test_json_goes_into_a_pipe_which_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_a_pipe_that_takes_no_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, text: str, encoding: str) -> None:
+        raise BrokenPipeError(32, os.strerror(32))
+
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(Path, "write_text", broken)
+    with pytest.raises(MtyoloError, match="pipe: can not be written: Broken pipe; name a file"):
+        write_json([1], tmp_path / "pipe")
+
+
 def test_json_on_dev_stdout_does_not_replace_the_file_that_this_is(tmp_path: Path) -> None:
     script = "from mtyolo.cli.output import write_json; from pathlib import Path; "
     script += "write_json([1], Path('/dev/stdout')); print('after')"
