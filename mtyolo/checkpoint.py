@@ -21,6 +21,7 @@ from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
 FORMAT = "mtyolo/1"
+SUFFIX = ".safetensors"
 HEATMAPS = "branches.keypoint.heatmaps."
 FIRST_ADAPTER = "adapters.layers.0."
 EXTRACTOR = "extractor."
@@ -32,8 +33,11 @@ def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] |
 
     tensors: a state dict in place of the model's own (an average of weights, say). An extractor that a feature store
     stands in for is not inside; its identity is, and its weights are loaded again from where the model file found them.
+    Raises CheckpointError for another suffix, by which `load` would take the file for an official one.
     """
     path = Path(path)
+    if path.suffix != SUFFIX:
+        raise CheckpointError(f"{path}: weights are written as safetensors; name it {path.stem}{SUFFIX}")
     metadata = {"format": FORMAT, "config": model.config.model_dump_json(exclude_none=True)}
     if model.extractor is not None and not model.extractor.state_dict():
         metadata["extractor"] = json.dumps(identity_of(model.extractor))
@@ -60,7 +64,7 @@ def load(
             f"{path}: a model file, which has no weights inside; mtyolo.build opens it, with weights=…"
         )
     path = existing(path)
-    if path.suffix != ".safetensors":
+    if path.suffix != SUFFIX:
         return _load_official(path)
     saved = read_weights(path)
     config, state = saved.config, saved.state

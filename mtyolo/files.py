@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,18 +14,24 @@ from mtyolo.errors import MtyoloError
 
 WRITING = ("os error", "I/O error", "PytorchStreamWriter", "inline_container")
 """In messages of safetensors and torch, which have no error of their own for a full disk."""
+LETTERS_KEPT = 40
+"""Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
 
 
 @contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Gives a name beside `path` to write to; what stands there at the end becomes `path`.
 
-    Makes the folder. lasting: flush it to the disk first; not for what is easily made again. Raises MtyoloError where
-    nothing can be written, and leaves what was there before.
+    Makes the folder. Of a link, it is the file behind it that is replaced. lasting: flush it to the disk first; not for
+    what is easily made again. Raises MtyoloError where nothing can be written, or where a folder, pipe or device would
+    be replaced, and leaves what was there before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:LETTERS_KEPT]}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise MtyoloError(f"{path}: is a folder, pipe or device, which would be replaced by a file; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors gives files to their owner alone
         yield temporary
@@ -32,16 +39,16 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             if lasting:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except (OSError, SafetensorError, RuntimeError) as error:
         if not isinstance(error, OSError) and not any(words in str(error) for words in WRITING):
             raise
         raise MtyoloError(
-            f"{path}: can not be written: {_reason(error)}; what was there before is unharmed: make room, or see to "
-            "the folder's rights, and go on"
+            f"{path}: can not be written: {_reason(error)}; what was there before is unharmed: {_remedy(error)}"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide what went wrong before
+            temporary.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -54,3 +61,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "give it a shorter name"
+    return "make room, or see to the folder's rights, and go on"

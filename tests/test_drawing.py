@@ -148,7 +148,17 @@ def test_saving_leaves_the_picture_and_nothing_else(tmp_path: Path):
         assert (np.asarray(written) == GREY).all()
 
 
-def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"\.jpg or \.png"):
-        save_image(grey(20, 30), tmp_path / "picture.xyz")
+@pytest.mark.parametrize("suffix", [".xyz", ".mpg", ""])
+def test_a_suffix_that_is_not_written_is_refused_before_anything_is_written(suffix: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"not written with this suffix; known: \.jpg \.png"):
+        save_image(grey(20, 30), tmp_path / f"picture{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "kind"), [("a.jpg", 70000, "JPEG"), ("a.webp", 20000, "WEBP"), ("a.h5", 9, "HDF5")]
+)
+def test_a_picture_that_its_format_does_not_take_is_no_matter_of_room(name: str, width: int, kind: str, tmp_path: Path):
+    with pytest.raises(DataError, match=rf"{width}x1 pixels can not be written as {kind} \(.*; give it another suffix"):
+        save_image(grey(1, width), tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from mtyolo.errors import MtyoloError
 from mtyolo.files import replacing, write_whole
+from mtyolo.training.run import UNFINISHED
 
 
 def test_a_new_file_has_the_rights_that_the_user_gives_files(tmp_path: Path) -> None:
@@ -54,3 +55,43 @@ def test_other_errors_are_not_hidden(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)), replacing(tmp_path / "results.csv"):
         raise error
     assert not list(tmp_path.iterdir())
+
+
+def test_behind_a_link_it_is_the_file_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for name in ("there.csv", "new.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "store" / name)
+    (tmp_path / "store" / "there.csv").write_bytes(b"old")
+    for name in ("there.csv", "new.csv"):
+        write_whole(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "store" / name).read_bytes() == b"new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(MtyoloError, match=f"{name}: is a folder, pipe or device"):
+            write_whole(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 120 + ".tar.gz", "state.pt"])
+def test_a_long_name_has_a_short_temporary_one_that_is_known_as_such(name: str, tmp_path: Path) -> None:
+    with replacing(tmp_path / name) as temporary:
+        assert UNFINISHED.fullmatch(temporary.name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(MtyoloError, match=r"can not be written: File name too long.*give it a shorter name"):
+        write_whole(tmp_path / ("a" * 256), b"new")
+
+
+def test_what_went_wrong_is_said_where_the_folder_goes_away(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MtyoloError, match=r"file/results\.csv: can not be written: "):
+        write_whole(tmp_path / "file" / "results.csv", b"new")

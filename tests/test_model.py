@@ -245,3 +245,10 @@ def test_weights_that_say_nothing_sensible_of_their_model_are_refused(config: st
     save_file({"a": torch.zeros(1)}, path, {"format": "mtyolo/1"} | ({} if config is None else {"config": config}))
     with pytest.raises(CheckpointError, match=r"does not say what model it holds: .*written by a newer mtyolo\?"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best", "best.SAFETENSORS"])
+def test_weights_under_a_name_by_which_they_could_not_be_read_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name}: weights are written as .*; name it best\.safetensors"):
+        save_weights(build("yolov5n.yaml"), tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mtyolo.cli import options
+from mtyolo.config.model import LARGEST_SEED
 
 EXAMPLES = ("mtyolo demo", "mtyolo demo --out /tmp/demo --epochs 10")
 
@@ -21,7 +22,7 @@ def demo(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="More is better, and longer.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of the drawn data and the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the drawn data and the training.")] = 0,
     device: options.Device = "auto",
 ) -> None:
     from rich import print as show

@@ -29,6 +29,8 @@ EXAMPLES = (
     "torchrun --nproc-per-node 8 -m mtyolo extract -m yolov5s-resnet50.yaml -d coco.yaml --out features",
 )
 SPLITS = ("train", "val")
+MOST_VIEWS = 1000
+"""An epoch needs one; more than this is a slip of the keyboard, and would fill any disk."""
 
 Out = Annotated[Path, typer.Option("--out", help="The store's folder. One that is there already is completed.")]
 SplitNames = Annotated[
@@ -36,7 +38,10 @@ SplitNames = Annotated[
     typer.Option("--splits", help="Which splits of the data, with commas between.", show_default="train, val if any"),
 ]
 Views = Annotated[
-    int, typer.Option(min=1, help="How often to store each image: plain, then with crops, colours and mirrors.")
+    int,
+    typer.Option(
+        min=1, max=MOST_VIEWS, help="How often to store each image: plain, then with crops, colours and mirrors."
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="fp16, bf16, fp32, or int8: half the bytes of fp16.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once; on a CPU the extractor takes them in fours.")]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mtyolo.config.model import LARGEST_SIDE
+
 Model = Annotated[
     Path,
     typer.Option(
@@ -32,7 +34,10 @@ Trust = Annotated[
 ImageSize = Annotated[
     int,
     typer.Option(
-        "--imgsz", min=1, help="Side of the square network input, in pixels; made a multiple of the largest stride."
+        "--imgsz",
+        min=1,
+        max=LARGEST_SIDE,
+        help="Side of the square network input, in pixels; made a multiple of the largest stride.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, … auto: an accelerator if any.")]

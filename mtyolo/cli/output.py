@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+"""Folders of what is open already, or is no file."""
+
 
 def say(text: str) -> None:
     """A remark, not a result."""
@@ -16,13 +19,33 @@ def say(text: str) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """To a file, whose folder is made; or to the standard output for `-`."""
+    """To a file, whose folder is made and which is whole or absent; to the standard output for `-`; into a pipe.
+
+    Raises MtyoloError naming the file.
+    """
+    from mtyolo.files import write_whole
+
     text = json.dumps(content, indent=2)
     if str(path) == "-":
         print(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    elif _is_stream(path):
+        _write_into(path, text + "\n")
+    else:
+        write_whole(path, (text + "\n").encode())
+
+
+def _is_stream(path: Path) -> bool:
+    """Does it pass on what is written, as /dev/stdout does, also where that is a file in the end?"""
+    return str(path.parent) in STREAMS or path.is_fifo() or path.is_char_device()
+
+
+def _write_into(path: Path, text: str) -> None:
+    from mtyolo.errors import MtyoloError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MtyoloError(f"{path}: can not be written: {error.strerror}; name a file, or -") from None
 
 
 @contextmanager

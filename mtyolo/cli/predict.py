@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import progress_bar, say, write_json
 
+if TYPE_CHECKING:
+    from mtyolo.data.records import Problems
+    from mtyolo.prediction.results import Result
+
 EXAMPLES = (
     "mtyolo predict --model yolov5n.pt --source bus.jpg",
     "mtyolo predict --model runs/train/best.safetensors --source photos/ --source 'more/*.png' --json found.json",
     "mtyolo predict --model runs/train/best.safetensors --source coco/images/val --features features/",
 )
+STEM_BYTES = 240
+"""Of a picture's name, most: file systems take 255, with number and suffix."""
+NOT_DRAWN = "picture not drawn"
 
 
 def predict(
@@ -39,6 +47,7 @@ def predict(
     from mtyolo.api import open_model
     from mtyolo.data.records import Problems
     from mtyolo.device import find_device
+    from mtyolo.errors import DataError
     from mtyolo.prediction.predict import stream
 
     found = find_device(device)
@@ -60,10 +69,8 @@ def predict(
         )
         for number, result in enumerate(results):
             described.append(result.to_dict())
-            if pictures:
-                # The number keeps images of one name, from several folders, apart.
-                name = result.path.stem if result.path else "image"
-                described[-1]["picture"] = str(result.save(out / f"{number:04d}_{name}.jpg"))
+            if pictures and (drawn := _drawn(result, out, number, problems)):
+                described[-1]["picture"] = str(drawn)
             lines.append(f"{result.path}: {result.counted()} -> {described[-1].get('picture', 'not drawn')}")
     if len(problems):
         say(problems.summary())
@@ -72,3 +79,20 @@ def predict(
     if str(json) != "-":
         for line in lines:
             typer.echo(line)
+    if described and problems.counts[NOT_DRAWN] == len(described):
+        raise DataError(f"none of {len(described)} pictures can be drawn; the first: {problems.examples[NOT_DRAWN][0]}")
+
+
+def _drawn(result: Result, out: Path, number: int, problems: Problems) -> Path | None:
+    """The picture's file; None where it became a problem, so that the others are still drawn."""
+    from mtyolo.errors import MtyoloError
+
+    # The number keeps images of one name, from several folders, apart.
+    name = result.path.stem if result.path else "image"
+    while len(os.fsencode(name)) > STEM_BYTES:
+        name = name[:-1]
+    try:
+        return result.save(out / f"{number:04d}_{name}.jpg")
+    except MtyoloError as error:
+        problems.add(NOT_DRAWN, result.path, str(error))
+        return None

@@ -23,6 +23,8 @@ EXAMPLES = (
 
 Trained = Mapping[str, Mapping[str, int]]
 """Column -> part -> parameters that train."""
+LEAST_WIDTH = 80
+"""Letters: in a narrower terminal the table is broken, but its words are there."""
 
 
 def show(
@@ -47,6 +49,7 @@ def show(
     trained = {"trained": trained_parameters(opened)} if plan is None else _by_stage(opened, plan)
     title = f"{model.name}: {len(summary.names)} classes, {summary.size}x{summary.size} pixels"
     console = Console(highlight=False)
+    console.width = max(console.width, LEAST_WIDTH)
     console.print(_table(title, summary, trained))
     if summary.entries:
         console.print("Features enter here:")

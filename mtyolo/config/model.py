@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 ClassNumber = Annotated[int, Field(ge=0)]
 
+LARGEST_SIDE = 16384
+"""Pixels of the network input: a slip of the keyboard is named before it asks for all memory."""
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
+
 
 class Strict(BaseModel):
     """Numbers are finite. Those that nobody checks, in `arguments`, are written to json as they are, not as null."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Factor = Annotated[float, Field(ge=0)]
 
+STAGE_NAME = re.compile(r"[\w-]([\w. -]{0,48}[\w-])?")
+"""Pictures are called after stages, and tables show them."""
+
 TASK = Literal["detect", "segment", "keypoint"]
 
 BALANCES = (
@@ -30,10 +34,18 @@ BALANCES = (
 """Words for `balance`; `mtyolo.balance` says what each does."""
 
 
+def _stage_name(name: str) -> str:
+    if not STAGE_NAME.fullmatch(name):
+        raise ValueError(
+            f"stages are called by at most 50 letters, digits, _ and -, with dots and spaces between them, got {name!r}"
+        )
+    return name
+
+
 class StageConfig(Strict):
     """One stage. What it does not name in `train` is frozen: no gradient, no BatchNorm drift."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_stage_name)]
     objective: Literal["tasks", "align"] = "tasks"
     epochs: Positive | None = None
     """Default: by `share`."""
@@ -205,7 +217,8 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
         except ValidationError as error:
             detail = error.errors()[0]
             place = ".".join(str(key) for key in detail["loc"]) or "plan"
-            raise ConfigError(f"plan: {place}: {detail['msg']}, got {detail['input']!r}") from None
+            given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
+            raise ConfigError(f"plan: {place}: {detail['msg'].removeprefix('Value error, ')}{given}") from None
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mtyolo.config.model import Positive, Strict
+from mtyolo.config.model import LARGEST_SEED, LARGEST_SIDE, Positive, Strict
 from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Gain = Annotated[float, Field(ge=0)]
 
 
 class AugmentConfig(Strict):
@@ -33,23 +34,23 @@ class AugmentConfig(Strict):
 class LossGains(Strict):
     """Weights of the loss components. The first three are the official ones."""
 
-    box: float = 0.05
-    objectness: float = 1.0
-    classes: float = 0.5
+    box: Gain = 0.05
+    objectness: Gain = 1.0
+    classes: Gain = 0.5
     """Scaled by classes / 80, as the official trainer does."""
-    mask: float = 0.05
+    mask: Gain = 0.05
     """The official segment trainer weighs masks like boxes."""
-    location: float = 0.03
+    location: Gain = 0.03
     """ln(1 + e) of points is large at first, and pulls the shared layers with it: measured, 0.1 finds points worse."""
-    heatmap: float = 0.05
-    visibility: float = 0.02
+    heatmap: Gain = 0.05
+    visibility: Gain = 0.02
 
 
 class TrainConfig(Strict):
     """One training run."""
 
     epochs: Positive = 100
-    imgsz: Positive = 640
+    imgsz: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] = 640
     batch: Positive = 16
     """Images a step, over all processes."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -75,7 +76,7 @@ class TrainConfig(Strict):
     workers: Annotated[int, Field(ge=0)] = 2
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = []
     """Where each epoch's numbers go besides results.csv, through accelerate."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     device: str = "auto"
     gains: LossGains = LossGains()
     augment: AugmentConfig = AugmentConfig()

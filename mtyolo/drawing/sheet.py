@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ TILE_SIDE = 480
 """Pixels of a tile in a grid of more than one."""
 MOST_TILES = 16
 TILE_GAP = 6
+PICTURE_SUFFIXES = ".jpg .png .webp .tif .bmp .gif"
+"""Said to people; Pillow writes some others, too."""
 
 
 def draw_batch(batch: Batch, names: Mapping[int, str], skeleton: Skeleton | None = None) -> Picture:
@@ -59,13 +62,25 @@ def truths_of(batch: Batch) -> list[Detections]:
 
 
 def save_image(image: Picture, path: str | Path) -> Path:
-    """Write a picture, in the format of the suffix, so that no half-written file is ever seen. Makes folders."""
+    """Write a picture, in the format of the suffix, so that no half-written file is ever seen. Makes folders.
+
+    Raises ConfigError for a suffix that is not written, DataError for a picture that is too large for its format.
+    """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None:
-        raise ConfigError(f"{path}: pictures need a known suffix, such as .jpg or .png")
+    if kind is None or kind not in Image.SAVE:
+        raise ConfigError(f"{path}: pictures are not written with this suffix; known: {PICTURE_SUFFIXES}")
     with replacing(path) as unfinished:
-        Image.fromarray(image).save(unfinished, format=kind)
+        try:
+            Image.fromarray(image).save(unfinished, format=kind)
+        except (OSError, ValueError, struct.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the format
+                raise
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise DataError(
+                f"{path}: a picture of {size} pixels can not be written as {kind} ({error}); "
+                f"give it another suffix, known: {PICTURE_SUFFIXES}"
+            ) from None
     return path
 
 

@@ -10,8 +10,10 @@ from typing import Protocol
 
 import torch
 
+from mtyolo.config.arguments import check_arguments
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import ImageRecord, Split, names_differ, pictures_only
+from mtyolo.device import find_device
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
@@ -54,12 +56,15 @@ def validate(
     what the model predicts and the split is labelled for. loader: batches in place of pictures letterboxed to `size`,
     for example of stored features; their `indices` count the split's records, their `labelled` decides.
     device: the model is moved there; by default it stays. It keeps the modes in which it came.
-    Raises DataError or ConfigError where model and split do not fit.
+    Raises DataError or ConfigError where model and split do not fit, ConfigError naming an argument that can not be
+    meant.
     """
+    check_arguments(size=size, batch=batch, confidence=confidence, iou=iou, limit=limit)
+    place = None if device is None else find_device(device)
     judges = make_judges(model, split, tasks)
     size = math.ceil(size / model.largest_stride) * model.largest_stride
-    if device is not None:
-        model.to(device)
+    if place is not None:
+        model.to(place)
     if loader is None:
         loader = make_loader(
             Dataset(pictures_only(split), size, cache_bytes=0), batch, shuffle=False, workers=0, seed=0

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from mtyolo.checkpoint import load
+from mtyolo.config.arguments import check_arguments
 from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
+from mtyolo.device import find_device
 from mtyolo.errors import DataError
 from mtyolo.features.standin import stand_in
 from mtyolo.geometry import PADDING_GREY, letterbox_of, resized_shape
@@ -48,12 +50,13 @@ def predict(
 
     model: a model, or a checkpoint's path. sources: image files, folders, globs, uint8 RGB arrays, PIL images, or a
     list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride.
-    confidence, iou, limit: least score, non-maximum suppression within a class, most detections of an image; the
-    defaults are those of the official predict. device: the model is moved there; by default it stays.
-    problems: takes note of images that can not be read; by default they are logged. features: a store that holds the
-    features of these image files, for a model whose extractor is not there; then `size` is the store's. trust: import
-    `package.module:Class` that the checkpoint names. Masks of thousands of images fill the memory: use `stream` for
-    those. Raises DataError if there is nothing to read, or nothing can be read.
+    confidence, iou, limit: least score, non-maximum suppression within a class, most detections of an image; the first
+    two defaults are those of the official predict, which keeps up to 1000. device: the model is moved there, `auto` is
+    the machine's accelerator; by default it stays. problems: takes note of images that can not be read; by default they
+    are logged. features: a store that holds the features of these image files, for a model whose extractor is not
+    there; then `size` is the store's. trust: import `package.module:Class` that the checkpoint names. Masks of
+    thousands of images fill the memory: use `stream` for those. Raises DataError if there is nothing to read, or
+    nothing can be read; ConfigError naming an argument that can not be meant.
     """
     return list(
         stream(
@@ -89,11 +92,13 @@ def stream(
     trust: bool = False,
 ) -> Iterator[Result]:
     """As `predict`, one result after the other: no more than a batch is in memory."""
+    check_arguments(size=size, batch=batch, confidence=confidence, iou=iou, limit=limit)
+    place = None if device is None else find_device(device)
     found = find_sources(sources)
     if not isinstance(model, Model):
         model = load(model, stand_in=None if features is None else stand_in(features), trust=trust)
-    if device is not None:
-        model.to(device)
+    if place is not None:
+        model.to(place)
     noted = Problems() if problems is None else problems
     side = math.ceil(size / model.largest_stride) * model.largest_stride
     inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)

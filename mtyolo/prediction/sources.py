@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -9,16 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from mtyolo.data.images import IMAGE_SUFFIXES, read_image
+from mtyolo.data.images import IMAGE_SUFFIXES, _upright_rgb, read_image
 from mtyolo.errors import DataError
 from mtyolo.structures import Letterbox, Pyramid
 
 Picture = NDArray[np.uint8]
 Given = str | Path | Picture | Image.Image
 Sources = Given | Sequence[Given]
+
+ADDRESS = re.compile(r"[a-z]{2,}:/", re.IGNORECASE)
+"""How https://… begins, also as a Path, which has one slash of two."""
+VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv"))
 
 
 class Source(NamedTuple):
@@ -32,6 +38,8 @@ class Source(NamedTuple):
         if self.pixels is not None:
             return self.pixels
         assert self.path is not None
+        if self.path.suffix.lower() in VIDEO_SUFFIXES:
+            raise DataError(f"{self.path}: videos are not read; write its frames to image files first")
         return read_image(self.path)
 
 
@@ -59,7 +67,7 @@ def find_sources(sources: Sources) -> list[Source]:
 
 def _find(given: Given) -> list[Source]:
     if isinstance(given, Image.Image):
-        return [Source(None, np.asarray(ImageOps.exif_transpose(given).convert("RGB")))]
+        return [Source(None, _pixels_of(given))]
     if isinstance(given, np.ndarray):
         return [Source(None, _checked(given))]
     if not isinstance(given, str | Path):
@@ -67,6 +75,8 @@ def _find(given: Given) -> list[Source]:
             f"{type(given).__name__}: expected image files, folders, globs, uint8 RGB arrays [height, width, 3] or PIL "
             "images; of a tensor [3, height, width] in 0..1 give (255 * tensor).byte().permute(1, 2, 0).numpy()"
         )
+    if ADDRESS.match(str(given)) and not os.path.exists(given):  # Path.exists raises for names as long as addresses
+        raise DataError(f"{given}: addresses are not read; download it first, and name the file")
     path = Path(given).expanduser()
     if path.is_dir():
         return [Source(file) for file in _images_in(path)]
@@ -91,6 +101,17 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such image, folder or pattern")
     return path
+
+
+def _pixels_of(image: Image.Image) -> Picture:
+    """As `read_image` gives them of a file. A picture that was opened is decoded only here."""
+    if not all(image.size):
+        raise DataError(f"a PIL image of {image.width}x{image.height} pixels holds no pixel")
+    try:
+        return _upright_rgb(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        name = getattr(image, "filename", "") or "a PIL image"
+        raise DataError(f"{name}: the image can not be decoded: {error}") from None
 
 
 def _checked(pixels: NDArray[np.generic]) -> Picture:

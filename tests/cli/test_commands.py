@@ -100,6 +100,17 @@ def test_show_counts_what_the_official_network_has(capsys: pytest.CaptureFixture
     assert float(flops) == pytest.approx(4.5, abs=0.05)
 
 
+@pytest.mark.parametrize("columns", ["20", "0"])
+def test_show_has_words_in_the_narrowest_terminal(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["show", "yolov5n.yaml", "--imgsz", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "detector.backbone" in said
+    assert "1,872,157" in said
+
+
 def test_show_says_where_features_enter_and_what_is_frozen(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["show", "yolov5n-features.yaml", "--data", str(shapes), "--imgsz", "64"]
     assert main([*arguments, "--plan", "freeze-then-unfreeze"]) == 0

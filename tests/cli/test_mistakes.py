@@ -100,6 +100,9 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
         (["--batch", "many"], ["batch", "integer", "'many'"]),
         (["--freeze-det", "--plan", "all-at-once"], ["--freeze-det", "--plan"]),
         (["--frezze-det"], ["--frezze-det", "--freeze-det"]),
+        (["--seed", "-1"], ["seed", "greater than or equal to 0", "-1"]),
+        (["--seed", "4294967296"], ["seed", "4294967295"]),
+        (["--imgsz", "1000000000"], ["imgsz", "16384"]),
         (["--batch", "auto", "--plan", "distill-in-two-steps"], ["--batch auto", "assistants"]),
     ],
     ids=lambda value: " ".join(value),
@@ -107,6 +110,32 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
 def test_wrong_option_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", *arguments], capsys)
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--seed", "-1"], ["--seed", "0"]),
+        (["demo", "--seed", "4294967296"], ["--seed", "4294967295"]),
+        (["val", "--model", "yolov5n.yaml", "--data", "data.yaml", "--imgsz", "1000000000"], ["--imgsz", "16384"]),
+        (["predict", "--model", "yolov5n.yaml", "--source", "a.jpg", "--imgsz", "16385"], ["--imgsz", "16384"]),
+        (["show", "yolov5n.yaml", "--imgsz", "1000000000"], ["--imgsz", "16384"]),
+        (["extract", "--model", "yolov5n.yaml", "--data", "data.yaml", "--imgsz", "16385"], ["--imgsz", "16384"]),
+        (["extract", "--model", "yolov5n.yaml", "--data", "data.yaml", "--views", "1001"], ["--views", "1000"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_number_that_is_too_large_or_small_is_named(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(arguments, capsys)
+    assert all(word in said for word in words), said
+
+
+def test_a_gain_below_zero_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = written(tmp_path / "config.yaml", "gains: {box: -1}\n")
+    said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", "--config", config], capsys)
+    assert f"{config}:1: gains.box: Input should be greater than or equal to 0, got -1" in said
 
 
 def test_new_run_needs_model_and_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,3 +224,18 @@ def test_the_picture_shows_truth_and_prediction_of_each_image(three_tasks: Model
     assert picture.dtype == np.uint8
     assert picture.shape[0] > 2 * 480, "two rows of two pairs"
     assert picture.shape[1] > 4 * 480
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("batch", 0), ("size", 0), ("confidence", float("nan")), ("iou", 2), ("limit", -1)]
+)
+def test_an_argument_that_can_not_be_meant_is_named(official: Model, val: Split, argument: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{argument}={value!r}: expected a"):
+        validate(official, first(val, 1), **{argument: value})  # type: ignore[arg-type]
+
+
+def test_devices_are_those_of_the_command_line(official: Model, val: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert validate(official, first(val, 1), size=SMALL, device="auto").as_dict()["detect/images"] == 1
+    with pytest.raises(ConfigError, match="gpu: can not be used here"):
+        validate(official, first(val, 1), size=SMALL, device="gpu")

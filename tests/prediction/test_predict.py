@@ -13,10 +13,11 @@ from PIL import Image
 
 from mtyolo.checkpoint import load
 from mtyolo.data.records import Problems
-from mtyolo.errors import CheckpointError, DataError
+from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.geometry import boxes_to_original
 from mtyolo.model import Model
 from mtyolo.prediction.predict import letterboxed, predict, stream
+from mtyolo.prediction.sources import find_sources
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,60 @@ def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: 
         (result.boxes * weight).sum().backward()
     finally:
         official.eval()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("size", size) for size in (0, -1, "64", None, 640.5, 10**9)),
+        *(("batch", batch) for batch in (0, -1)),
+        *(("limit", limit) for limit in (-1, 0)),
+        *(("confidence", confidence) for confidence in (float("nan"), 2, -0.1)),
+        *(("iou", iou) for iou in (float("nan"), "0.5")),
+    ],
+)
+def test_an_argument_that_can_not_be_meant_is_named(official: Model, argument: str, value: object):
+    with pytest.raises(ConfigError, match=f"^{argument}={value!r}: expected a"):
+        predict(official, np.zeros((64, 64, 3), np.uint8), **{argument: value})
+
+
+def test_devices_are_those_of_the_command_line(official: Model, monkeypatch: pytest.MonkeyPatch):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for device in ("auto", "cpu", torch.device("cpu")):
+        assert len(predict(official, picture, size=np.int64(64), device=device)) == 1
+    for word in ("gpu", 1.5):
+        with pytest.raises(ConfigError, match=rf"{word}: can not be used here .*in Python device="):
+            predict(official, picture, size=64, device=word)
+
+
+def test_sixteen_bit_pictures_are_the_same_by_path_and_as_pil_image(tmp_path: Path):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        of_file, given = find_sources([tmp_path / "deep.png", image])
+    assert (of_file.read() == given.read()).all()
+    assert len(np.unique(given.read())) == 256
+
+
+def test_a_pil_image_that_can_not_be_decoded_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match="a PIL image of 0x5 pixels holds no pixel"):
+        find_sources(Image.new("RGB", (0, 5)))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(DataError, match=r"cut\.png: .* not be decoded"):
+        find_sources(image)
+
+
+@pytest.mark.parametrize("address", ["https://example.com/bus.jpg?x=1", "rtsp://camera", "http://e.org/" + "a" * 300])
+def test_addresses_are_to_be_downloaded_first(address: str):
+    for given in (address, Path(address)):
+        with pytest.raises(DataError, match="addresses are not read; download it first"):
+            find_sources(given)
+
+
+def test_videos_are_not_read(official: Model, tmp_path: Path):
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    with pytest.raises(DataError, match=r"film\.mp4: videos are not read; write its frames"):
+        predict(official, tmp_path / "film.mp4", size=64)

@@ -260,3 +260,14 @@ def test_a_resumed_run_says_what_comes_next(
 ) -> None:
     stages = plan_stages(plan_of({"epochs": 2}, {"epochs": 2}), config, make_model())
     assert what_is_left(position, stages).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "[/]", "one\n", "one\ntwo", " one", ".", "a" * 51])
+def test_a_stage_whose_name_is_none_of_a_file_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"plan: stages\.0\.name: stages are called by at most 50 letters"):
+        plan_of({"name": name})
+
+
+@pytest.mark.parametrize("name", ["1", "heads_only-2", "Schritt 1.5", "köpfe", "a" * 50])
+def test_a_stage_may_be_called_as_people_call_it(name: str) -> None:
+    assert plan_of({"name": name}).stages[0].name == name

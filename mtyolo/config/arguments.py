@@ -1,0 +1,20 @@
+"""What `predict` and `validate` take in Python, held to the limits of the command line's options."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+from mtyolo.config.model import LARGEST_SIDE
+from mtyolo.errors import ConfigError
+
+
+def check_arguments(*, size: int, batch: int, confidence: float, iou: float, limit: int) -> None:
+    """Raises ConfigError naming the first that can not be what was meant."""
+    if not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE:
+        raise ConfigError(f"size={size!r}: expected a whole number of pixels from 1 to {LARGEST_SIDE}")
+    for name, count in (("batch", batch), ("limit", limit)):
+        if not isinstance(count, Integral) or count < 1:
+            raise ConfigError(f"{name}={count!r}: expected a whole number from 1")
+    for name, share in (("confidence", confidence), ("iou", iou)):
+        if not isinstance(share, Real) or not 0 <= share <= 1:  # nan is not between them either
+            raise ConfigError(f"{name}={share!r}: expected a number from 0 to 1")
