@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +89,7 @@ def extract(
     from mtyolo.features.planning import ExtractOptions
     from mtyolo.features.replaced import ReplacedLayers, in_rows_of, target_options
     from mtyolo.features.standin import source_of
+    from mtyolo.geometry import fitting_side
 
     process = PartialState(cpu=device == "cpu")
     opened = open_model(model, data=data, weights=weights, trust=trust)
@@ -109,7 +109,7 @@ def extract(
     given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
     source = read_data(data)
     found = _load(source, _names(source, splits, given), strict=strict, aloud=process.is_main_process)
-    size = math.ceil(imgsz / opened.largest_stride) * opened.largest_stride
+    size = fitting_side(imgsz, opened.largest_stride)
     if given is not None:
         found, size = [in_rows_of(given, split) for split in found], given.manifest.size
     replaced = ReplacedLayers(opened) if targets else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
+from mtyolo.geometry import fitting_side
 from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch
 
@@ -33,7 +33,7 @@ def comparison(
 
     features: a store to find in, in place of the images, which are then only drawn on; `size` is the store's.
     """
-    size = math.ceil(size / model.largest_stride) * model.largest_stride
+    size = fitting_side(size, model.largest_stride)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
     few = replace(split, records=[split.records[index] for index in chosen])
     batch: Batch = next(iter(_pictures(few, size) if features is None else _stored(model, few, features)))

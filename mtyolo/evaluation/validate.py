@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -19,6 +18,7 @@ from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
+from mtyolo.geometry import fitting_side
 from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch, Outputs, input_size
 from mtyolo.tasks.instances import image_instances
@@ -62,7 +62,7 @@ def validate(
     check_arguments(size=size, batch=batch, confidence=confidence, iou=iou, limit=limit)
     place = None if device is None else find_device(device)
     judges = make_judges(model, split, tasks)
-    size = math.ceil(size / model.largest_stride) * model.largest_stride
+    size = fitting_side(size, model.largest_stride)
     if place is not None:
         model.to(place)
     if loader is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from mtyolo.data.records import Problems
 from mtyolo.device import find_device
 from mtyolo.errors import DataError
 from mtyolo.features.standin import stand_in
-from mtyolo.geometry import PADDING_GREY, letterbox_of, resized_shape
+from mtyolo.geometry import PADDING_GREY, fitting_side, letterbox_of, resized_shape
 from mtyolo.model import Model, evaluating
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Inputs, Picture, Source, Sources, find_sources
@@ -100,7 +99,7 @@ def stream(
     if place is not None:
         model.to(place)
     noted = Problems() if problems is None else problems
-    side = math.ceil(size / model.largest_stride) * model.largest_stride
+    side = fitting_side(size, model.largest_stride)
     inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)
     read = 0
     for start in range(0, len(found), batch):
