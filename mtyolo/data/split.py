@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
-from mtyolo.data.formats.yolo import read_yolo
+from mtyolo.data.formats.yolo import LABEL_FOLDERS, label_root, read_yolo
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
-from mtyolo.data.sources import SPLITS, Data, DataSource, as_list, read_data
+from mtyolo.data.sources import SPLITS, Data, DataSource, read_data
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.geometry import default_sigmas
 
@@ -65,9 +66,9 @@ def _reading(data: DataSource, split: str, problems: Problems) -> Reading:
         )
     if not names:
         return Reading([ImageReading(*image) for image in _pictures(data.folders(split), problems)], names)
-    reading = read_yolo(
-        data.folders(split), as_list(data.config.labels) or None, names, data.config.kpt_shape, problems
-    )
+    labels = data.label_names()
+    reading = read_yolo(data.folders(split), labels or None, names, data.config.kpt_shape, problems)
+    _require_labels(data, labels, reading.images)
     if not any(image.instances for image in reading.images):
         problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
     return _with_overrides(data, reading)
@@ -77,9 +78,19 @@ def _pictures(folders: list[Path], problems: Problems) -> list[tuple[Path, int, 
     return [(path, *size) for path, size in sizes_of(find_images(folders), problems).items()]
 
 
+def _require_labels(data: DataSource, labels: list[str], images: list[ImageReading]) -> None:
+    """What `labels:` names must be there, if not for this split; it would pass for background."""
+    for number, name in enumerate(labels):
+        roots = sorted({label_root(image.path, name) for image in images})
+        if roots and not any(map(os.path.isdir, roots)):
+            raise DataError(f"{data.place('labels', number)}: labels: no such folder: {roots[0]}")
+
+
 def _where_labels_go(data: DataSource, split: str) -> str:
+    labels = " or ".join(data.label_names() or LABEL_FOLDERS)
     return (
-        f"no object found; for images in {data.folders(split)[0]} labels are looked for with images replaced by labels"
+        f"no object found; for images in {data.folders(split)[0]} labels are looked for with images "
+        f"replaced by {labels}"
     )
 
 

@@ -447,3 +447,32 @@ def test_polygons_without_a_suffix_are_masks_in_plain_labels(small: Path) -> Non
     np.testing.assert_allclose(labels.boxes_xyxy, [[20, 20, 80, 60]], atol=1e-3)
     assert labels.segments is not None
     assert labels.segments[0] is not None
+
+
+@pytest.mark.parametrize("labels", ["lables", "[labels, lables]", "/nowhere/lables"])
+def test_a_labels_folder_that_is_not_there_is_named_with_its_line(small: Path, labels: str) -> None:
+    put(small, f"{small.read_text()}labels: {labels}\n")
+    line = small.read_text().count("\n")
+    with pytest.raises(DataError, match=rf"small\.yaml:{line}: labels: no such folder: /.*/lables$"):
+        load_split(small, "train")
+
+
+def test_labels_given_for_another_split_only_leave_background_and_the_remark_names_them(small: Path) -> None:
+    (small.parent / "labels").rename(small.parent / "boxes")
+    (small.parent / "boxes" / "train").rename(small.parent / "boxes" / "val")
+    put(small, small.read_text() + "labels: boxes\n")
+    assert "labels are looked for with images replaced by boxes\n" in load_split(small, "train").problems.summary()
+
+
+def test_a_tilde_in_a_data_file_is_the_home_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(small.parent))
+    expected = len(load_split(small, "train"))
+    content = yaml.safe_load(small.read_text())
+    for path, train in (("~", "images/train"), ("/", "~/images/train")):
+        for data in (small, {**content, "path": path, "train": train, "labels": ["~/labels"]}):
+            put(small, yaml.safe_dump({**content, "path": path, "train": train, "labels": ["~/labels"]}))
+            split = load_split(data, "train")
+            assert len(split) == expected
+            assert sum(len(record.labels) for record in split.records) == 4
+    put(small.parent / "elsewhere" / "joining.yaml", "join: ['~/small.yaml']\n")
+    assert len(load_split(small.parent / "elsewhere" / "joining.yaml", "train")) == expected

@@ -89,6 +89,14 @@ def label_path(image: Path, folder: str) -> Path:
     return image.with_suffix(".txt") if folder == "labels" else image.parent / folder / (image.stem + ".txt")
 
 
+def label_root(image: Path, folder: str) -> Path:
+    """Where `label_path` looks for the labels of all splits: images/train/a.jpg -> labels."""
+    for parent in image.parents:
+        if parent.name == "images":
+            return parent.parent / folder
+    return image.parent if folder == "labels" else image.parent / folder
+
+
 def _note_missing(
     images: dict[Path, ImageReading], folders: Sequence[LabelFolder], paths: Sequence[Path], problems: Problems
 ) -> None:
