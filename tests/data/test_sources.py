@@ -476,3 +476,28 @@ def test_a_tilde_in_a_data_file_is_the_home_folder(small: Path, monkeypatch: pyt
             assert sum(len(record.labels) for record in split.records) == 4
     put(small.parent / "elsewhere" / "joining.yaml", "join: ['~/small.yaml']\n")
     assert len(load_split(small.parent / "elsewhere" / "joining.yaml", "train")) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("names: [a, b, a]", "names: two classes are called 'a'; give each its own name"),
+        ("names: {0: a, 1: a}", "names: two classes are called 'a'"),
+        ("names: [a, '']", "names: a class name is empty"),
+        ("names: [yes, no, on]", "names: the class name True is no text; quote what YAML takes"),
+        ("names: [1, 2, 3]", "names: the class name 1 is no text; quote what YAML takes"),
+        ("names: {0: a, 1: }", "names: the class name None is no text"),
+        ("names: person", "names: expected a list of class names, or {0: person, …}, got 'person'"),
+        ("nc: 1000000000", "nc: Input should be less than or equal to 100000, got 1000000000"),
+    ],
+)
+def test_classes_that_can_not_be_told_apart_are_refused_with_their_line(
+    tmp_path: Path, lines: str, message: str
+) -> None:
+    put(tmp_path / "odd.yaml", f"train: images\n{lines}\n")
+    with pytest.raises(ConfigError, match=rf"odd\.yaml:2: {re.escape(message)}"):
+        read_data(tmp_path / "odd.yaml")
+
+
+def test_names_from_python_may_be_a_tuple() -> None:
+    assert DataConfig.model_validate({"train": "images", "names": ("a", "b")}).names == {0: "a", 1: "b"}
