@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
+from mtyolo.data.formats.coco_annotations import SKIPPED
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.formats.yolo import LABEL_FOLDERS, label_root, read_yolo
+from mtyolo.data.formats.yolo_rows import DROPPED
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
 from mtyolo.data.sources import SPLITS, Data, DataSource, read_data
 from mtyolo.errors import ConfigError, DataError
@@ -31,7 +33,20 @@ def load_split(source: Data | DataSource, split: str, *, strict: bool = False) -
     images = [image for reading in readings for image in _in_classes(reading, names, problems)]
     if not images:
         raise DataError(f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}{_first(problems)}")
+    if split == "train" and not any(image.instances for image in images):
+        _refuse_unusable_labels(data.place(split), problems)
     return _split(data, split, readings, images, names, problems)
+
+
+def _refuse_unusable_labels(place: str, problems: Problems) -> None:
+    """Labels of which not one can be used are a mistake about their format: training would find nothing."""
+    unusable = [kind for kind in (DROPPED, SKIPPED) if problems.counts[kind]]
+    if unusable:
+        count, first = sum(problems.counts[kind] for kind in unusable), problems.examples[unusable[0]][0]
+        raise DataError(
+            f"{place}: train: none of its labels can be used ({count} are wrong, the first: {first}); "
+            "set them right, or take the label files away to train on background"
+        )
 
 
 def _first(problems: Problems) -> str:

@@ -131,3 +131,10 @@ def test_a_folder_in_place_of_the_json_is_named(tmp_path: Path) -> None:
     config = DataConfig(path=str(tmp_path), train="images", annotations={"train": "images"})
     with pytest.raises(DataError, match=r"images: the annotation file can not be read: Is a directory"):
         load_split(config, "train")
+
+
+def test_annotations_of_which_none_can_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"train: none of its labels can be used \(1 are wrong, the first: .*cups\.json"
+    ):
+        load(tmp_path, annotations=[BOX | {"category_id": 7}])

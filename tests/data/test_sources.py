@@ -501,3 +501,16 @@ def test_classes_that_can_not_be_told_apart_are_refused_with_their_line(
 
 def test_names_from_python_may_be_a_tuple() -> None:
     assert DataConfig.model_validate({"train": "images", "names": ("a", "b")}).names == {0: "a", 1: "b"}
+
+
+def test_training_labels_of_which_none_can_be_used_are_refused(small: Path) -> None:
+    for path in (small.parent / "labels-pose" / "train").iterdir():
+        path.unlink()
+    for name in "abc":
+        put(small.parent / "labels" / "train" / f"{name}.txt", "0,.5,.5,.4,.4\n")
+    with pytest.raises(DataError, match=r"small\.yaml:\d+: train: none of its labels can be used \(3 are wrong, .*a\."):
+        load_split(small, "train")
+    put(small, small.read_text() + "val: images/train\n")
+    assert load_split(small, "val").problems.summary(), "of validation it is said, no more"
+    (small.parent / "labels" / "train" / "a.txt").write_text("0 .5 .5 .4 .4\n")
+    assert len(load_split(small, "train")) == 3
