@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mtyolo.config.model import Strict
 
+MOST_CLASSES = 100_000
+"""ImageNet-21k has 21,841. A mistyped number would take minutes, and all memory."""
 Paths = str | list[str] | None
 
 
@@ -24,7 +28,7 @@ class DataConfig(Strict):
     labels: str | list[str] | None = None
     """YOLO txt folders in place of `images`. Default: those of labels, labels-seg, labels-pose that exist."""
     names: dict[int, str] | list[str] | None = None
-    nc: Annotated[int, Field(gt=0)] | None = None
+    nc: Annotated[int, Field(gt=0, le=MOST_CLASSES)] | None = None
     kpt_shape: tuple[int, int] | None = None
     flip_idx: list[int] | None = None
     kpt_names: Any = None
@@ -40,6 +44,18 @@ class DataConfig(Strict):
     roboflow: Any = None
     minival: Any = None
 
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_are_text(cls, names: Any) -> Any:
+        if names is not None and (isinstance(names, str) or not isinstance(names, Collection)):
+            raise ValueError(f"expected a list of class names, or {{0: person, …}}, got {names!r}")
+        for name in names.values() if isinstance(names, Mapping) else names or ():
+            if not isinstance(name, str):
+                raise ValueError(f"the class name {name!r} is no text; quote what YAML takes for something else: 'yes'")
+            if not name.strip():
+                raise ValueError("a class name is empty; give each class its name")
+        return names
+
     @field_validator("names")
     @classmethod
     def _names_have_no_gap(cls, names: dict[int, str] | list[str] | None) -> dict[int, str] | None:
@@ -49,6 +65,9 @@ class DataConfig(Strict):
         missing = sorted(set(range(len(named))) - set(named))
         if missing:
             raise ValueError(f"class numbers must run 0 to {len(named) - 1} without a gap; {missing[0]} is missing")
+        twice = next((name for name, count in Counter(named.values()).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"two classes are called {twice!r}; give each its own name, or leave one out")
         return dict(sorted(named.items()))
 
     @model_validator(mode="after")

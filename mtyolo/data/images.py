@@ -57,6 +57,7 @@ class _open:
 
     def __enter__(self) -> Image.Image:
         try:
+            _require_regular(Path(self.path))
             self.image = Image.open(self.path)
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -72,6 +73,12 @@ class _open:
             raise DataError(f"{self.path}: no such file (looked at {Path(self.path).absolute()})") from None
         if isinstance(error, (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)):
             raise DataError(f"{self.path}: the image can not be decoded: {error}") from None
+
+
+def _require_regular(path: Path) -> None:
+    """Opening a pipe would wait for somebody to write to it."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a regular file (a folder, pipe or device)")
 
 
 def _first_bytes(path: Path | str) -> str:

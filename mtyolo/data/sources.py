@@ -53,7 +53,7 @@ class DataSource:
         while waiting:
             part = waiting.pop(0)
             for name in part.config.join:
-                joined = read_data(Path(os.path.abspath(part._file.parent / name)))
+                joined = read_data(_below(part._file.parent, name))
                 if joined._file not in found:
                     found[joined._file] = joined
                     waiting.append(joined)
@@ -68,7 +68,7 @@ class DataSource:
         given = getattr(self.config, split)
         folders = [self._absolute(name) for name in as_list(given)] or [self.root]
         for folder in folders:
-            if not folder.exists():
+            if not os.path.exists(folder):  # unlike Path.exists, no error for a name of thousands of letters
                 raise DataError(f"{self.place(split)}: {split}: no such folder: {folder}")
         return folders
 
@@ -79,8 +79,11 @@ class DataSource:
         return as_list({str(key): value for key, value in self.config.annotations.items()}.get(split))
 
     def _absolute(self, name: str) -> Path:
-        # normpath, not resolve: a linked folder keeps its own name, which label folders are found by.
-        return Path(os.path.abspath(self.root / name))
+        return _below(self.root, name)
+
+    def label_names(self) -> list[str]:
+        """What stands in place of `images` in the path of a label file; none where the data file leaves it open."""
+        return [os.path.expanduser(name) for name in as_list(self.config.labels)]
 
     def names(self) -> dict[int, str] | None:
         """Class names as the file gives them: by names, by nc, or by all splits' COCO categories."""
@@ -106,7 +109,7 @@ class DataSource:
         """The first json that is there speaks for all: they may be large."""
         if self.config.kpt_shape:
             return self.config.kpt_shape[0]
-        every = ([path for path in self.annotation_files(split) if path.exists()] for split in SMALLEST_FIRST)
+        every = ([path for path in self.annotation_files(split) if os.path.exists(path)] for split in SMALLEST_FIRST)
         files, names = next(filter(None, every), []), self.names()
         return category_points([self._outline(path) for path in files], names) if files and names else None
 
@@ -126,13 +129,13 @@ def read_data(source: Data | DataSource) -> DataSource:
         return source
     source = with_checked_content(source)
     if isinstance(source, DataConfig):
-        return DataSource(source, Path(source.path or ".").absolute())
+        return DataSource(source, _below(Path.cwd(), source.path or "."))
     path = Path(source)
     if path.is_dir() and _holds_pictures_alone(path):
         return DataSource(DataConfig(path=str(path.absolute()), train=".", names={}, tasks=[]), path.absolute())
     document = read_yaml(_data_file_in(path) if path.is_dir() else path)
     config = validate(DataConfig, document)
-    return DataSource(config, Path(os.path.abspath(document.path.parent / (config.path or ""))), document)
+    return DataSource(config, _below(document.path.parent, config.path or ""), document)
 
 
 def with_checked_content(data: Data) -> str | Path | DataConfig:
@@ -156,6 +159,12 @@ def _data_file_in(folder: Path) -> Path:
         names = ", ".join(path.name for path in found) or "none"
         raise ConfigError(f"{folder}: expected one data file in this folder, found {names}; give the file itself")
     return named[0] if len(named) == 1 else found[0]
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A path of a data file; ~ is the home folder."""
+    # abspath, not resolve: a linked folder keeps its own name, which label folders are found by.
+    return Path(os.path.abspath(folder / os.path.expanduser(name)))
 
 
 def as_list(value: str | list[str] | None) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
+from mtyolo.data.formats.coco_annotations import SKIPPED
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
-from mtyolo.data.formats.yolo import read_yolo
+from mtyolo.data.formats.yolo import LABEL_FOLDERS, label_root, read_yolo
+from mtyolo.data.formats.yolo_rows import DROPPED
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
-from mtyolo.data.sources import SPLITS, Data, DataSource, as_list, read_data
+from mtyolo.data.sources import SPLITS, Data, DataSource, read_data
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.geometry import default_sigmas
 
@@ -30,7 +33,20 @@ def load_split(source: Data | DataSource, split: str, *, strict: bool = False) -
     images = [image for reading in readings for image in _in_classes(reading, names, problems)]
     if not images:
         raise DataError(f"{data.place(split)}: {split}: no usable image in {_looked_in(data, split)}{_first(problems)}")
+    if split == "train" and not any(image.instances for image in images):
+        _refuse_unusable_labels(data.place(split), problems)
     return _split(data, split, readings, images, names, problems)
+
+
+def _refuse_unusable_labels(place: str, problems: Problems) -> None:
+    """Labels of which not one can be used are a mistake about their format: training would find nothing."""
+    unusable = [kind for kind in (DROPPED, SKIPPED) if problems.counts[kind]]
+    if unusable:
+        count, first = sum(problems.counts[kind] for kind in unusable), problems.examples[unusable[0]][0]
+        raise DataError(
+            f"{place}: train: none of its labels can be used ({count} are wrong, the first: {first}); "
+            "set them right, or take the label files away to train on background"
+        )
 
 
 def _first(problems: Problems) -> str:
@@ -65,9 +81,9 @@ def _reading(data: DataSource, split: str, problems: Problems) -> Reading:
         )
     if not names:
         return Reading([ImageReading(*image) for image in _pictures(data.folders(split), problems)], names)
-    reading = read_yolo(
-        data.folders(split), as_list(data.config.labels) or None, names, data.config.kpt_shape, problems
-    )
+    labels = data.label_names()
+    reading = read_yolo(data.folders(split), labels or None, names, data.config.kpt_shape, problems)
+    _require_labels(data, labels, reading.images)
     if not any(image.instances for image in reading.images):
         problems.add("no label in the whole split", data.place(split), _where_labels_go(data, split))
     return _with_overrides(data, reading)
@@ -77,9 +93,19 @@ def _pictures(folders: list[Path], problems: Problems) -> list[tuple[Path, int, 
     return [(path, *size) for path, size in sizes_of(find_images(folders), problems).items()]
 
 
+def _require_labels(data: DataSource, labels: list[str], images: list[ImageReading]) -> None:
+    """What `labels:` names must be there, if not for this split; it would pass for background."""
+    for number, name in enumerate(labels):
+        roots = sorted({label_root(image.path, name) for image in images})
+        if roots and not any(map(os.path.isdir, roots)):
+            raise DataError(f"{data.place('labels', number)}: labels: no such folder: {roots[0]}")
+
+
 def _where_labels_go(data: DataSource, split: str) -> str:
+    labels = " or ".join(data.label_names() or LABEL_FOLDERS)
     return (
-        f"no object found; for images in {data.folders(split)[0]} labels are looked for with images replaced by labels"
+        f"no object found; for images in {data.folders(split)[0]} labels are looked for with images "
+        f"replaced by {labels}"
     )
 
 

@@ -127,8 +127,8 @@ def read_one(bad: Path, image: str, tmp_path: Path, folder: str, *, strict: bool
     """One image of the folder with its labels of one kind. A list names it, so that nothing is copied."""
     listed = tmp_path / "list.txt"
     listed.write_text(f"{bad / 'images' / image}\n", encoding="utf-8")
-    config = DataConfig(path=str(bad), train=str(listed), labels=folder, nc=80, kpt_shape=(17, 3))
-    return load_split(config, "train", strict=strict)
+    config = DataConfig(path=str(bad), val=str(listed), labels=folder, nc=80, kpt_shape=(17, 3))
+    return load_split(config, "val", strict=strict)
 
 
 def read_json(bad: Path, name: str, *, strict: bool = False) -> Split:

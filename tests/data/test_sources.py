@@ -447,3 +447,70 @@ def test_polygons_without_a_suffix_are_masks_in_plain_labels(small: Path) -> Non
     np.testing.assert_allclose(labels.boxes_xyxy, [[20, 20, 80, 60]], atol=1e-3)
     assert labels.segments is not None
     assert labels.segments[0] is not None
+
+
+@pytest.mark.parametrize("labels", ["lables", "[labels, lables]", "/nowhere/lables"])
+def test_a_labels_folder_that_is_not_there_is_named_with_its_line(small: Path, labels: str) -> None:
+    put(small, f"{small.read_text()}labels: {labels}\n")
+    line = small.read_text().count("\n")
+    with pytest.raises(DataError, match=rf"small\.yaml:{line}: labels: no such folder: /.*/lables$"):
+        load_split(small, "train")
+
+
+def test_labels_given_for_another_split_only_leave_background_and_the_remark_names_them(small: Path) -> None:
+    (small.parent / "labels").rename(small.parent / "boxes")
+    (small.parent / "boxes" / "train").rename(small.parent / "boxes" / "val")
+    put(small, small.read_text() + "labels: boxes\n")
+    assert "labels are looked for with images replaced by boxes\n" in load_split(small, "train").problems.summary()
+
+
+def test_a_tilde_in_a_data_file_is_the_home_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(small.parent))
+    expected = len(load_split(small, "train"))
+    content = yaml.safe_load(small.read_text())
+    for path, train in (("~", "images/train"), ("/", "~/images/train")):
+        for data in (small, {**content, "path": path, "train": train, "labels": ["~/labels"]}):
+            put(small, yaml.safe_dump({**content, "path": path, "train": train, "labels": ["~/labels"]}))
+            split = load_split(data, "train")
+            assert len(split) == expected
+            assert sum(len(record.labels) for record in split.records) == 4
+    put(small.parent / "elsewhere" / "joining.yaml", "join: ['~/small.yaml']\n")
+    assert len(load_split(small.parent / "elsewhere" / "joining.yaml", "train")) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("names: [a, b, a]", "names: two classes are called 'a'; give each its own name"),
+        ("names: {0: a, 1: a}", "names: two classes are called 'a'"),
+        ("names: [a, '']", "names: a class name is empty"),
+        ("names: [yes, no, on]", "names: the class name True is no text; quote what YAML takes"),
+        ("names: [1, 2, 3]", "names: the class name 1 is no text; quote what YAML takes"),
+        ("names: {0: a, 1: }", "names: the class name None is no text"),
+        ("names: person", "names: expected a list of class names, or {0: person, …}, got 'person'"),
+        ("nc: 1000000000", "nc: Input should be less than or equal to 100000, got 1000000000"),
+    ],
+)
+def test_classes_that_can_not_be_told_apart_are_refused_with_their_line(
+    tmp_path: Path, lines: str, message: str
+) -> None:
+    put(tmp_path / "odd.yaml", f"train: images\n{lines}\n")
+    with pytest.raises(ConfigError, match=rf"odd\.yaml:2: {re.escape(message)}"):
+        read_data(tmp_path / "odd.yaml")
+
+
+def test_names_from_python_may_be_a_tuple() -> None:
+    assert DataConfig.model_validate({"train": "images", "names": ("a", "b")}).names == {0: "a", 1: "b"}
+
+
+def test_training_labels_of_which_none_can_be_used_are_refused(small: Path) -> None:
+    for path in (small.parent / "labels-pose" / "train").iterdir():
+        path.unlink()
+    for name in "abc":
+        put(small.parent / "labels" / "train" / f"{name}.txt", "0,.5,.5,.4,.4\n")
+    with pytest.raises(DataError, match=r"small\.yaml:\d+: train: none of its labels can be used \(3 are wrong, .*a\."):
+        load_split(small, "train")
+    put(small, small.read_text() + "val: images/train\n")
+    assert load_split(small, "val").problems.summary(), "of validation it is said, no more"
+    (small.parent / "labels" / "train" / "a.txt").write_text("0 .5 .5 .4 .4\n")
+    assert len(load_split(small, "train")) == 3

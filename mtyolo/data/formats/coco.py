@@ -9,6 +9,7 @@ split's files (with masks) have; for keypoints where one of them has keypoints, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from mtyolo.data.formats.coco_annotations import CocoFile, Identity, identity_of
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
 from mtyolo.data.records import Problems
 from mtyolo.errors import DataError
+
+NUMBERS_A_POINT = 3
+"""x, y, visibility."""
 
 
 def read_coco(
@@ -48,6 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation file (looked at {path.absolute()})") from None
+    except OSError as error:
+        raise DataError(f"{path}: the annotation file can not be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         empty = "the file is empty" if path.stat().st_size == 0 else error.msg
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not valid json: {empty}") from None
@@ -78,14 +84,38 @@ def category_points(files: Sequence[CocoFile], names: dict[int, str]) -> int | N
 def category_names(files: Sequence[CocoFile]) -> dict[int, str]:
     """Class -> name: the categories of all files, numbered in the order of their ids."""
     found: dict[Identity, str] = {}
+    ids: dict[str, Identity] = {}
     for file in files:
         for category in file.entries("categories"):
-            key, name = identity_of(category.get("id")), str(category.get("name"))
+            key, name = identity_of(category.get("id")), _category_name(file, category)
             if found.setdefault(key, name) != name:
-                raise DataError(f"{file.path}: category {key} is {name!r} here and {found[key]!r} in another file")
+                raise DataError(f"{file.path}: category {key} is {name!r} here and {found[key]!r} in another place")
+            if ids.setdefault(name, key) != key:
+                raise DataError(
+                    f"{file.path}: categories {ids[name]} and {key} are both called {name!r}; give each its own name, "
+                    "or, if they are one class, list it under names: in the data file"
+                )
     if not found:
         raise DataError(f"{files[0].path}: lists no categories; add them, or names: to the data file")
     return dict(enumerate(found[key] for key in sorted(found, key=lambda key: (isinstance(key, str), key))))
+
+
+def _category_name(file: CocoFile, category: dict[str, Any]) -> str:
+    name = category.get("name")
+    if name is None or not str(name).strip():
+        raise DataError(f"{file.path}: category {identity_of(category.get('id'))} has no name; give it one")
+    return str(name)
+
+
+def _point_names(file: CocoFile, category: dict[str, Any]) -> list[str]:
+    """Of an object's keypoints; empty where the category does not have or name them."""
+    names = category.get("keypoints") or []
+    if not isinstance(names, list):
+        raise DataError(
+            f"{file.path}: keypoints of category {category.get('name')!r}: expected a list of their names, got "
+            f"{names!r}; write the list, or leave the key out"
+        )
+    return [str(name) for name in names]
 
 
 def _match_categories(file: CocoFile, names: dict[int, str], problems: Problems) -> None:
@@ -97,8 +127,8 @@ def _match_categories(file: CocoFile, names: dict[int, str], problems: Problems)
             unwanted.append(str(category.get("name")))
             continue
         file.classes[identity_of(category.get("id"))] = number
-        if category.get("keypoints"):
-            file.points[number] = len(category["keypoints"])
+        if names_of_points := _point_names(file, category):
+            file.points[number] = len(names_of_points)
     if unwanted and not file.classes:
         raise DataError(
             f"{file.path}: none of its categories ({', '.join(unwanted[:5])}, …) is in names; "
@@ -154,7 +184,7 @@ def _locate(name: str, folders: Sequence[Path], by_name: Mapping[str, Sequence[P
     parts = Path(name).parts
     inside = [folder / name for folder in folders]
     listed = [path for path in by_name.get(parts[-1] if parts else "", ()) if path.parts[-len(parts) :] == parts]
-    return next((path for path in (*inside, *listed) if path.is_file()), None)
+    return next((path for path in (*inside, *listed) if os.path.isfile(path)), None)
 
 
 def _places(folders: Sequence[Path]) -> str:
@@ -186,8 +216,8 @@ def _points_in_use(file: CocoFile) -> dict[int, int]:
     found: dict[int, int] = {}
     for annotation in file.entries("annotations"):
         number, values = file.classes.get(identity_of(annotation.get("category_id"))), annotation.get("keypoints")
-        if number is not None and isinstance(values, list) and values:
-            found.setdefault(number, len(values) // 3)
+        if number is not None and isinstance(values, list) and len(values) >= NUMBERS_A_POINT:
+            found.setdefault(number, len(values) // NUMBERS_A_POINT)
     return found
 
 
@@ -211,7 +241,7 @@ def _mark_labelled(files: Sequence[CocoFile]) -> None:
 def _flip_by_name(file: CocoFile) -> list[int] | None:
     """What each keypoint becomes in a mirror, where names say left and right."""
     for category in file.entries("categories"):
-        names = [str(name) for name in category.get("keypoints") or []]
+        names = _point_names(file, category)
         mirrored = [_mirror(name) for name in names]
         if names and set(mirrored) == set(names) and len(set(names)) == len(names) and mirrored != names:
             return [names.index(name) for name in mirrored]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from mtyolo.data.formats.reading import ImageReading, box_overlap, checked_keypo
 from mtyolo.data.records import Instance, Problems
 
 Identity = int | str
+NUMBER_AS_TEXT = r"\s*-?\d{1,100}\s*"
+"""Python refuses to read thousands of digits."""
 SKIPPED = "annotation that can not be used (skipped)"
 SAME_OBJECT_OVERLAP = 0.5
 """Annotations of one id in two files are the same object if their boxes agree at least so much (IoU)."""
@@ -36,13 +39,16 @@ class CocoFile:
         return isinstance(self.content.get("annotations"), list)
 
     def entries(self, key: str) -> list[dict[str, Any]]:
-        """The objects listed under a key; none if it is missing."""
-        return [entry for entry in self.content.get(key) or [] if isinstance(entry, dict)]
+        """The objects listed under a key; none if it is missing or no list."""
+        listed = self.content.get(key)
+        return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def identity_of(value: Any) -> Identity:
-    """Ids are numbers; some tools write them as text."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+    """Ids are numbers; some tools write them as text, or as 1.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(NUMBER_AS_TEXT, value):
         return int(value)
     return value if isinstance(value, (int, str)) else str(value)
 
@@ -51,9 +57,8 @@ def read_annotations(
     file: CocoFile, keys: dict[Path, dict[tuple[Identity, int], int]], points: int | None, problems: Problems
 ) -> None:
     if not file.annotated:
-        problems.add(
-            "file without annotations (for prediction only)", file.path, 'no "annotations": nothing to train on'
-        )
+        lack = '"annotations" is no list' if "annotations" in file.content else 'no "annotations"'
+        problems.add("file without annotations (for prediction only)", file.path, f"{lack}: nothing to train on")
         return
     left_out = {identity_of(category.get("id")) for category in file.entries("categories")} - set(file.classes)
     listed = {identity_of(entry.get("id")) for entry in file.entries("images")}

@@ -51,7 +51,8 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> Rle |
     if isinstance(counts, list):
         if not _are_counts(counts) or sum(counts) != height * width:
             return f"run lengths must be counts that sum to {height * width}"
-        rle = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+        whole = {"size": [height, width], "counts": [int(count) for count in counts]}  # some tools write 1000.0
+        rle = coco_mask.frPyObjects(whole, height, width)
     elif isinstance(counts, (str, bytes)) and counts:
         compressed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
         if sum(run_lengths(compressed)) != height * width:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +50,38 @@ def find_images(folders: Iterable[Path]) -> list[Path]:
         if folder.is_file():
             found.update(dict.fromkeys(_listed(folder)))
             continue
-        for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+        for parent, names in sorted(_folders_below(folder)):
             paths = (Path(parent, name) for name in sorted(names))
             found.update(dict.fromkeys(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES))
     return list(found)
+
+
+def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder once, with the names of its files. Raises DataError where one can not be read."""
+    # Links are followed, but not to what lies above: that would be a loop, or the images of other splits.
+    seen = {_on_disk(parent) for parent in folder.resolve().parents}
+    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        place = _on_disk(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        # A folder goes before links to it: labels are found by its own name.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        yield parent, names
+
+
+def _on_disk(folder: Path | str) -> tuple[int, int]:
+    """What is the same for all names of a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(
+        f"{error.filename}: the folder can not be read ({error.strerror}); "
+        "let it be read, or name the images in a .txt list in place of their folder"
+    )
 
 
 def _listed(document: Path) -> list[Path]:

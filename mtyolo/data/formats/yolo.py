@@ -9,6 +9,7 @@ the image, the image is not labelled for that task. No file at all: background.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def read_yolo(
     for folder in label_folders:
         for path in paths:
             document = label_path(path, folder.name)
-            if document.is_file() and path in images:
+            if os.path.isfile(document) and path in images:
                 folder.rows[path] = read_rows(document, len(names), problems)
     _note_missing(images, label_folders, paths, problems)
     kpt_shape = kpt_shape or _inferred_shape(label_folders)
@@ -89,6 +90,14 @@ def label_path(image: Path, folder: str) -> Path:
     return image.with_suffix(".txt") if folder == "labels" else image.parent / folder / (image.stem + ".txt")
 
 
+def label_root(image: Path, folder: str) -> Path:
+    """Where `label_path` looks for the labels of all splits: images/train/a.jpg -> labels."""
+    for parent in image.parents:
+        if parent.name == "images":
+            return parent.parent / folder
+    return image.parent if folder == "labels" else image.parent / folder
+
+
 def _note_missing(
     images: dict[Path, ImageReading], folders: Sequence[LabelFolder], paths: Sequence[Path], problems: Problems
 ) -> None:
@@ -96,7 +105,8 @@ def _note_missing(
     if bare:
         problems.note(f"{len(bare)} images have no label file and count as background, the first: {bare[0]}")
     known = {label_path(path, folder.name) for path in paths for folder in folders}
-    orphans = [file for place in sorted({path.parent for path in known}) for file in place.glob("*.txt")]
+    places = sorted(place for place in {path.parent for path in known} if os.path.isdir(place))
+    orphans = [file for place in places for file in place.glob("*.txt")]
     orphans = [file for file in orphans if file not in known]
     if orphans:
         problems.note(f"{len(orphans)} label files have no image and are ignored, the first: {orphans[0]}")
