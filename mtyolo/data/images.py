@@ -32,7 +32,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     16-bit values are divided by 257. Raises DataError: missing, no image, cut off or otherwise damaged.
     """
     with _open(path) as image:
-        return _upright_rgb(image)
+        return upright_rgb(image)
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
@@ -97,7 +97,7 @@ def _has_end(path: Path, kind: str | None) -> bool:
         return marker in file.read()
 
 
-def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)
     if image.mode in WIDE_GREY_MODES:
         grey = np.asarray(image, np.float32) / EIGHT_FROM_SIXTEEN

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mtyolo.data.images import IMAGE_SUFFIXES, _upright_rgb, read_image
+from mtyolo.data.images import IMAGE_SUFFIXES, read_image, upright_rgb
 from mtyolo.errors import DataError
 from mtyolo.structures import Letterbox, Pyramid
 
@@ -108,7 +108,7 @@ def _pixels_of(image: Image.Image) -> Picture:
     if not all(image.size):
         raise DataError(f"a PIL image of {image.width}x{image.height} pixels holds no pixel")
     try:
-        return _upright_rgb(image)
+        return upright_rgb(image)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         name = getattr(image, "filename", "") or "a PIL image"
         raise DataError(f"{name}: the image can not be decoded: {error}") from None
