@@ -56,7 +56,7 @@ def test_a_rate_for_what_knows_its_work_is_not_for_fresh_classes(make_model: Mak
     assert first_stage(model, objective="align", freeze=["detector"]).freeze == ["detector"]
 
 
-def test_a_resumed_run_goes_on_learning_them(
+def test_a_run_keeps_the_plan_that_learns_them_to_resume_with(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     model = make_model()
