@@ -53,15 +53,18 @@ class FusionAdapter(nn.Module):
 
     A replaced layer mixes fine and coarse in its own way, and the last one (SPPF) pools over the image: an adapter that
     looks through one level's small window can not say what they would have said.
+    width: channels in between, as a multiple of an output's; above 1 the output is a linear map of them.
     """
 
     def __init__(
-        self, inputs: Sequence[Level], outputs: Sequence[Level], *, depth: int = 2, norm: str = "batch"
+        self, inputs: Sequence[Level], outputs: Sequence[Level], *, depth: int = 2, norm: str = "batch", width: int = 1
     ) -> None:
         super().__init__()
         coarsest = max(outputs)
         self.outputs = tuple(outputs)
-        self.layers = nn.ModuleList(_Fusion(inputs, level, depth, norm, context=level == coarsest) for level in outputs)
+        self.layers = nn.ModuleList(
+            _Fusion(inputs, level, depth, norm, width, context=level == coarsest) for level in outputs
+        )
 
     def forward(self, pyramid: Pyramid, size: tuple[int, int]) -> Pyramid:
         return {
@@ -73,14 +76,18 @@ class FusionAdapter(nn.Module):
 class _Fusion(nn.Module):
     """All input levels to one output: projected, resampled, summed, then 3x3 convolutions."""
 
-    def __init__(self, inputs: Sequence[Level], level: Level, depth: int, norm: str, context: bool) -> None:
+    def __init__(
+        self, inputs: Sequence[Level], level: Level, depth: int, norm: str, width: int, *, context: bool
+    ) -> None:
         super().__init__()
+        channels = width * level.channels
         self.sources = tuple(inputs)
-        self.project = nn.ModuleList(nn.Conv2d(source.channels, level.channels, 1) for source in inputs)
-        self.mix = nn.Sequential(make_norm(level.channels, norm), nn.SiLU(inplace=True))
-        self.context = _Context(level.channels, norm) if context else nn.Identity()
+        self.project = nn.ModuleList(nn.Conv2d(source.channels, channels, 1) for source in inputs)
+        self.mix = nn.Sequential(make_norm(channels, norm), nn.SiLU(inplace=True))
+        self.context = _Context(channels, norm) if context else nn.Identity()
         self.refine = nn.Sequential(
-            *(conv_block(level.channels, level.channels, 3, norm) for _ in range(depth - 1)),
+            *(conv_block(channels, channels, 3, norm) for _ in range(depth - 1)),
+            *([nn.Conv2d(channels, level.channels, 1)] if width > 1 else []),
             ChannelAffine(level.channels),
         )
 

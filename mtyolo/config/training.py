@@ -62,6 +62,7 @@ class TrainConfig(Strict):
     warmup_epochs: Annotated[float, Field(ge=0)] = 3.0
     """Of each stage, at most a third of it."""
     ema_decay: Fraction = 0.9999
+    """Of the weights' average, which is validated and saved: over 1 / (1 - decay) steps, at most a ninth of the run."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
     clip_value: Annotated[float, Field(gt=0)] | None = None
     """Clip each gradient to ± this, before the norm; published recipes of distillation take 1.0."""

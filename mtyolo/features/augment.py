@@ -17,8 +17,9 @@ PIXEL_FIELDS = ("scale", "hue", "saturation", "value")
 FEATURE_DEFAULTS = AugmentConfig(mosaic=0, flip=0.5, scale=0, translate=0, hue=0, saturation=0, value=0)
 """What helped on coco_mini: see the table in docs/features.md."""
 
-ALIGN_DEFAULTS = FEATURE_DEFAULTS.model_copy(update={"flip": 0.0})
-"""Mirrored features are not quite those of the mirrored image. Labels forgive that; what adapters imitate does not."""
+ALIGN_DEFAULTS = FEATURE_DEFAULTS.model_copy(update={"mosaic": 1.0, "flip": 0.0})
+"""What a frozen graph makes of few photos is soon learned by heart, of mosaics not. Mirrored features are not quite the
+mirrored image's. Labels forgive that; what adapters imitate does not."""
 
 MOSAIC_MARGIN = 0.25
 """The four images of a mosaic meet at least this share of the side away from its edges."""

@@ -23,7 +23,6 @@ from mtyolo.errors import DataError, StoreError
 from mtyolo.features.augment import Picture, arrange, loader_augment, plain
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.replaced import read_targets
 from mtyolo.features.views import redraw
 from mtyolo.geometry import PADDING_GREY
 from mtyolo.structures import Batch, Pyramid
@@ -33,8 +32,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
     """A split whose images are in a store. Item i of epoch e depends only on (seed, e, i).
 
     Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
-    targets: of `replaced.open_targets`, to be read along; then pictures are whole views.
-    pixels: draw the very views that the extractor saw along, for teachers to look at; then they are whole, too.
+    targets: of `replaced.open_targets`, to be read along, put together from the same pieces.
+    pixels: draw the very views that the extractor saw along, for teachers to look at; then pictures are whole views.
     Raises StoreError where images are missing from the store or have changed since, or where views are mirrored and
     `split` has points without `flip_idx`.
     """
@@ -51,7 +50,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         self.store = store
         self.targets = targets
         self.split = split
-        self.augment = _whole(augment) if targets is not None or pixels else augment
+        self.augment = _imitable(augment, whole=pixels) if targets is not None or pixels else augment
         self.seed = seed
         self.epoch = 0
         self.records = [without_crowd(record) for record in split.records]
@@ -62,7 +61,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         if augment is not None and not self.may_mirror:
             _check_mirrors(store, split, self.rows)
         size = store.manifest.size
-        self.labels = PieceLabels(self.records, size, size // store.cells, split.flip_idx)
+        self.cells = store.cells if targets is None else min(store.cells, targets.cells)
+        self.labels = PieceLabels(self.records, size, size // self.cells, split.flip_idx)
         self.working = WorkingImages(pictures_only(split).records, size) if pixels else None
 
     def __len__(self) -> int:
@@ -81,16 +81,15 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         pictures = [self._picture(epoch, index) for epoch, index in chosen]
         samples = [self._sample(picture, index) for picture, (_, index) in zip(pictures, chosen, strict=True)]
         batch = collate(samples)
-        pyramid = self.store.read(
-            self.split.name, [picture.pieces for picture in pictures], [picture.mirrored for picture in pictures]
+        replaced = None if self.targets is None else self._read(self.targets, pictures)
+        return replace(
+            batch, images=self._pixels(pictures), pyramid=self._read(self.store, pictures), replaced=replaced
         )
-        return replace(batch, images=self._pixels(pictures), pyramid=pyramid, replaced=self._replaced(pictures))
 
-    def _replaced(self, pictures: Sequence[Picture]) -> Pyramid | None:
-        if self.targets is None:
-            return None
-        views = [(picture.pieces[0].row, picture.pieces[0].view) for picture in pictures]
-        return read_targets(self.targets, self.split.name, views, [picture.mirrored for picture in pictures])
+    def _read(self, store: FeatureStore, pictures: Sequence[Picture]) -> Pyramid:
+        finer = store.cells // self.cells
+        pieces = [[piece.in_cells(finer) for piece in picture.pieces] for picture in pictures]
+        return store.read(self.split.name, pieces, [picture.mirrored for picture in pictures])
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor | None:
         """[B, 3, size, size] uint8 RGB of whole views."""
@@ -116,11 +115,11 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
 
     def _picture(self, epoch: int, index: int) -> Picture:
         if self.augment is None:
-            return plain(self.rows[index], self.store.cells)
+            return plain(self.rows[index], self.cells)
         random = np.random.default_rng((self.seed, epoch, index))
         others = self.peers[index][random.integers(len(self.peers[index]), size=3)]
         rows = [self.rows[number] for number in (index, *others)]
-        picture = arrange(rows, self.store.manifest.views, self.store.cells, self.augment, random)
+        picture = arrange(rows, self.store.manifest.views, self.cells, self.augment, random)
         return picture if self.may_mirror else picture._replace(mirrored=False)
 
     def _sample(self, picture: Picture, index: int) -> Sample:
@@ -163,9 +162,10 @@ def _check_mirrors(store: FeatureStore, split: Split, rows: Sequence[int]) -> No
         )
 
 
-def _whole(augment: AugmentConfig | None) -> AugmentConfig | None:
-    """Mirrors only: targets and teachers have seen the whole view."""
-    return augment and augment.model_copy(update={"mosaic": 0.0, "translate": 0.0})
+def _imitable(augment: AugmentConfig | None, *, whole: bool) -> AugmentConfig | None:
+    """No shifts: what they uncover is nothing to imitate. whole: no mosaics, as teachers have seen the whole view."""
+    kept = {"translate": 0.0} | ({"mosaic": 0.0} if whole else {})
+    return augment and augment.model_copy(update=kept)
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -34,6 +34,10 @@ class Window(NamedTuple):
         top, left = self.top * finer, self.left * finer
         return slice(top, top + self.height * finer), slice(left, left + self.width * finer)
 
+    def in_cells(self, finer: int) -> Window:
+        """The same part, counted in cells that are so many times finer."""
+        return Window(*(finer * side for side in self))
+
 
 class Piece(NamedTuple):
     """A part of one stored view, and where it goes in the new pyramid."""
@@ -43,6 +47,10 @@ class Piece(NamedTuple):
     source: Window
     top: int
     left: int
+
+    def in_cells(self, finer: int) -> Piece:
+        """The same piece, counted in cells that are so many times finer."""
+        return Piece(self.row, self.view, self.source.in_cells(finer), finer * self.top, finer * self.left)
 
 
 class FeatureStore:

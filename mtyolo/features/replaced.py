@@ -124,8 +124,3 @@ def in_rows_of(store: FeatureStore, split: Split) -> Split:
             f"{strange[0]}; --targets needs the data that the features were made of"
         )
     return replace(split, records=[records[number] for number in range(len(rows))])
-
-
-def read_targets(targets: FeatureStore, split: str, views: list[tuple[int, int]], mirrored: list[bool]) -> Pyramid:
-    """Whole views, as (row, view), mirrored where the features were: stride -> [B, C, H, W]."""
-    return targets.read(split, [[targets.whole(row, view)] for row, view in views], mirrored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,15 +11,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from mtyolo.model import Model
 
-RAMP_STEPS = 2000
-"""Steps over which the decay grows, so that early averages follow the weights; as in the official recipe."""
+RAMP = 10
+"""After n steps the decay is (1 + n) / (RAMP + n) at most, as in TensorFlow's moving averages, so these reach over a ninth
+of the steps so far. The official recipe's 1 - exp(-n / 2000) averages one or two steps in a run of hundreds."""
 
 Place = tuple[Mapping[str, Any], Mapping[str, Any], str]
 """A module's tensors by name in the average, those of the same module in the model, and a name."""
 
 
 class Ema(AveragedModel):
-    """Exponential moving average of parameters and buffers, decay * (1 - exp(-step / RAMP_STEPS)).
+    """Exponential moving average of parameters and buffers; its decay grows to the given one.
 
     Tensors that equal the model's are left bit for bit as they are.
     """
@@ -50,7 +50,8 @@ class Ema(AveragedModel):
         self._places = self._places or _places(self.module, model)
         pairs = [(own[name], theirs[name]) for own, theirs, name in self._places]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        weight = 1 - self.decay * (1 - math.exp(-int(self.n_averaged) / RAMP_STEPS))
+        steps = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + steps) / (RAMP + steps))
         # lerp adds a fraction of the difference: equal tensors stay equal to the bit.
         torch._foreach_lerp_([own for own, _ in floats], [theirs for _, theirs in floats], weight)
         for own, theirs in pairs:
