@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from mtyolo.model import Model
 
 RAMP = 10
-"""After n steps the decay is (1 + n) / (RAMP + n) at most, as in TensorFlow's moving averages, so these reach over a ninth
+"""After n steps the decay is (1 + n) / (RAMP + n) at most, as in TensorFlow's moving averages: these reach over a ninth
 of the steps so far. The official recipe's 1 - exp(-n / 2000) averages one or two steps in a run of hundreds."""
 
 Place = tuple[Mapping[str, Any], Mapping[str, Any], str]
