@@ -44,7 +44,8 @@ def make_adapters(
         raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)}")
     options: dict[str, Any] = dict(config.arguments)
     if config.type in ADAPTERS and config.type != "identity":
-        options = {"norm": config.norm} | ({} if config.depth is None else {"depth": config.depth}) | options
+        sizes = {"depth": config.depth, "width": config.width}
+        options = {"norm": config.norm} | {key: size for key, size in sizes.items() if size is not None} | options
     return call_own(f"adapters: {config.type}", make, inputs, outputs, **options)  # type: ignore[no-any-return]
 
 

@@ -67,10 +67,18 @@ class AdaptersConfig(Strict):
     """identity, conv, pyramid, fusion, or package.module:Class."""
     depth: Positive | None = None
     """Convolutions in a row. Default: the type's own, 1 for conv, 2 for pyramid and fusion."""
+    width: Positive | None = None
+    """fusion: channels in between, as a multiple of an output's; above 1 the output is a linear map of them."""
     norm: Literal["batch", "group", "none"] = "batch"
     match_statistics: bool = False
     """Set the output's per-channel mean and variance to those of the replaced layer, over a few batches."""
     arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fusion_has_a_width(self) -> AdaptersConfig:
+        if self.width is not None and self.type != "fusion":
+            raise ValueError(f"width is of type: fusion; {self.type} has none, so take width out")
+        return self
 
 
 class DetectorConfig(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +185,17 @@ def test_a_depth_that_nobody_wrote_is_the_types_own() -> None:
     assert count_3x3(make_adapters(AdaptersConfig(type="pyramid", depth=1), NECK, NECK)) == 0
 
 
+def test_a_wider_fusion_has_so_many_channels_in_between_and_a_linear_end() -> None:
+    (layer, *_) = make_adapters(AdaptersConfig(type="fusion", width=3), NECK, NECK).layers
+    assert [project.out_channels for project in layer.project] == [3 * 64] * 3
+    inner, last, affine = layer.refine
+    assert (inner[0].in_channels, inner[0].out_channels) == (3 * 64, 3 * 64)
+    assert (last.in_channels, last.out_channels, last.kernel_size) == (3 * 64, 64, (1, 1))
+    assert isinstance(affine, ChannelAffine), "what statistics are matched by"
+    with pytest.raises(ValueError, match="width is of type: fusion; conv has none"):
+        AdaptersConfig(type="conv", width=2)
+
+
 def test_adapters_start_without_changing_what_their_activation_gave() -> None:
     affines = [part for part in FusionAdapter(NECK, NECK).modules() if isinstance(part, ChannelAffine)]
     assert len(affines) == 3
@@ -232,12 +244,15 @@ def test_wrong_adapters_are_named(config: dict[str, object], sentence: str) -> N
         make_adapters(AdaptersConfig.model_validate(config), NECK, NECK)
 
 
-@pytest.mark.parametrize("kind", ["conv", "pyramid", "fusion"])
-@pytest.mark.parametrize("depth", [None, 1, 3])
-def test_a_model_is_the_same_again_from_its_weights(kind: str, depth: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "adapters",
+    [{"type": kind, "depth": depth} for kind in ("conv", "pyramid", "fusion") for depth in (None, 1, 3)]
+    + [{"type": "fusion", "width": 2}],
+)
+def test_a_model_is_the_same_again_from_its_weights(adapters: dict[str, Any], tmp_path: Path) -> None:
     config = {
         "extractor": {"name": "features", "levels": {8: 8, 16: 8}},
-        "adapters": {"type": kind} | ({} if depth is None else {"depth": depth}),
+        "adapters": adapters,
         "detector": {"graph": "yolov5n.yaml"},
     }
     model = build(config)
@@ -248,7 +263,7 @@ def test_a_model_is_the_same_again_from_its_weights(kind: str, depth: int | None
     # Earlier versions noted depth 1 where nobody had written one.
     noted = model.config.adapters.model_copy(update={"depth": 1})
     model.config = model.config.model_copy(update={"adapters": noted})
-    if kind != "conv":
+    if adapters["type"] != "conv":
         load(save_weights(model, tmp_path / "earlier.safetensors"))
 
 

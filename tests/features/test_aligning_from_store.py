@@ -20,7 +20,8 @@ from mtyolo.cli.main import main
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, StoreError
-from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.augment import loader_augment
+from mtyolo.features.dataset import StoreDataset, make_store_loader
 from mtyolo.features.manifest import REPLACED
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
@@ -111,6 +112,34 @@ def test_features_and_targets_of_a_batch_are_of_the_same_view(files: tuple[Path,
     plain = make_store_loader(store, split, 5, augment=None, shuffle=True, seed=0)
     pairs = [(batch.pyramid, other.pyramid) for batch, other in zip(batches, plain, strict=True)]
     assert any(not torch.equal(drawn[8], first[8]) for drawn, first in pairs if drawn and first)
+
+
+@pytest.mark.parametrize(("levels", "target_levels"), [((8, 16, 32), (8,)), ((8,), (8, 16, 32)), ((8, 16), (16,))])
+def test_pieces_of_a_mosaic_lie_on_the_cells_of_features_and_targets(
+    files: tuple[Path, Path], tmp_path: Path, levels: tuple[int, ...], target_levels: tuple[int, ...]
+) -> None:
+    directory, split = extract(files, tmp_path / "store", "--views", "3"), load_split(files[1], "train")
+
+    def only(strides: tuple[int, ...]) -> FeatureStore:
+        store = FeatureStore.open(directory)
+        store.index("train")  # opened with the manifest that it was written with
+        kept = {stride: channels for stride, channels in store.manifest.levels.items() if stride in strides}
+        store.manifest = store.manifest.model_copy(update={"levels": kept})
+        return store
+
+    split.points = None  # else nothing may be mirrored
+    store, targets, augment = only(levels), only(target_levels), AugmentConfig(mosaic=1, flip=0.5)
+    dataset = StoreDataset(store, split, loader_augment(augment), 0, targets)
+    whole = [store.read("train", [[store.whole(row, view)]])[max(levels)] for row in range(10) for view in range(3)]
+    mosaics = 0
+    for epoch in range(4):
+        for batch in (dataset[(epoch, index)] for index in range(len(dataset))):
+            assert batch.pyramid is not None
+            assert batch.replaced is not None
+            for stride in set(levels) & set(target_levels):
+                assert torch.equal(batch.pyramid[stride], batch.replaced[stride])
+            mosaics += not any(torch.equal(batch.pyramid[max(levels)], view) for view in whole)
+    assert mosaics > 4
 
 
 def test_a_whole_plan_of_alignment_and_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -259,6 +259,8 @@ def test_what_needs_pixels_is_refused_only_when_somebody_asked_for_it() -> None:
         "features of a mirror image are not mirrored features"
     )
     assert feature_augment(AugmentConfig(flip=0.3), aligns=True).flip == 0.3
+    assert feature_augment(AugmentConfig(), aligns=True).mosaic == 1
+    assert feature_augment(AugmentConfig(mosaic=0), aligns=True).mosaic == 0
     assert feature_augment(AugmentConfig(mosaic=0.3)).mosaic == 0.3
     assert feature_augment(AugmentConfig(hue=0)) == FEATURE_DEFAULTS
     with pytest.raises(ConfigError, match=r"augment\.hue: 0\.1 needs pixels.*extract --views"):
