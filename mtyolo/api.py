@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
+from mtyolo.config.arguments import check_counts
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.reading import nearest
@@ -178,7 +179,9 @@ def open_to_judge(path: str | Path, data: Data, **options: Any) -> Model:
 
 
 def stored_batches(model: Model, split: Split, directory: str | Path, batch: int) -> DataLoader[Batch]:
-    """A split's features from a store, to validate with. Raises StoreError where they are not this model's."""
+    """A split's features from a store, to validate with. Raises StoreError where they are not this model's, ConfigError
+    for a batch of nothing."""
+    check_counts(batch=batch)
     store = FeatureStore.open(directory)
     store.check(model, split, store.manifest.size)
     return validation_batches(store, split, batch)

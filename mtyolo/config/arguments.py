@@ -12,9 +12,14 @@ def check_arguments(*, size: int, batch: int, confidence: float, iou: float, lim
     """Raises ConfigError naming the first that can not be what was meant."""
     if not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE:
         raise ConfigError(f"size={size!r}: expected a whole number of pixels from 1 to {LARGEST_SIDE}")
-    for name, count in (("batch", batch), ("limit", limit)):
-        if not isinstance(count, Integral) or count < 1:
-            raise ConfigError(f"{name}={count!r}: expected a whole number from 1")
+    check_counts(batch=batch, limit=limit)
     for name, share in (("confidence", confidence), ("iou", iou)):
         if not isinstance(share, Real) or not 0 <= share <= 1:  # nan is not between them either
             raise ConfigError(f"{name}={share!r}: expected a number from 0 to 1")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ConfigError naming the first that is no whole number from 1."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise ConfigError(f"{name}={count!r}: expected a whole number from 1")

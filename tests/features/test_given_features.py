@@ -22,7 +22,7 @@ from mtyolo.checkpoint import load, save_weights
 from mtyolo.cli.main import main
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
-from mtyolo.errors import StoreError
+from mtyolo.errors import ConfigError, StoreError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.manifest import REPLACED
@@ -203,6 +203,8 @@ def test_a_model_that_met_its_features_in_training_remembers_them_too(
     run = train(model, data, config=config, out=tmp_path / "run", features=store, progress=False)
     with pytest.raises(StoreError, match="another-net, not mine"):
         validate(run.best, data, features=other)
+    with pytest.raises(ConfigError, match="batch=0: expected a whole number from 1"):
+        validate(run.best, data, features=store, batch=0)
 
 
 def test_weights_that_do_not_say_what_made_their_features_take_any(
