@@ -67,7 +67,7 @@ class AdaptersConfig(Strict):
     """identity, conv, pyramid, fusion, or package.module:Class."""
     depth: Positive | None = None
     """Convolutions in a row. Default: the type's own, 1 for conv, 2 for pyramid and fusion."""
-    width: Positive | None = None
+    width: Annotated[int, Field(ge=1, le=64)] | None = None
     """fusion: channels in between, as a multiple of an output's; above 1 the output is a linear map of them."""
     norm: Literal["batch", "group", "none"] = "batch"
     match_statistics: bool = False
@@ -75,9 +75,14 @@ class AdaptersConfig(Strict):
     arguments: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _fusion_has_a_width(self) -> AdaptersConfig:
+    def _sizes_have_their_place(self) -> AdaptersConfig:
         if self.width is not None and self.type != "fusion":
             raise ValueError(f"width is of type: fusion; {self.type} has none, so take width out")
+        for key in (
+            sorted({"depth", "width"} & set(self.arguments)) if self.type in ("conv", "pyramid", "fusion") else ()
+        ):
+            if type(self.arguments[key]) is not int or self.arguments[key] < 1:
+                raise ValueError(f"arguments: {key}: {self.arguments[key]!r}: expected a whole number from 1")
         return self
 
 

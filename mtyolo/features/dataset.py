@@ -3,6 +3,7 @@ them where teachers look on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -61,7 +62,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         if augment is not None and not self.may_mirror:
             _check_mirrors(store, split, self.rows)
         size = store.manifest.size
-        self.cells = store.cells if targets is None else min(store.cells, targets.cells)
+        self.cells = store.cells if targets is None else math.gcd(store.cells, targets.cells)
         self.labels = PieceLabels(self.records, size, size // self.cells, split.flip_idx)
         self.working = WorkingImages(pictures_only(split).records, size) if pixels else None
 

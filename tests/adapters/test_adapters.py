@@ -194,6 +194,10 @@ def test_a_wider_fusion_has_so_many_channels_in_between_and_a_linear_end() -> No
     assert isinstance(affine, ChannelAffine), "what statistics are matched by"
     with pytest.raises(ValueError, match="width is of type: fusion; conv has none"):
         AdaptersConfig(type="conv", width=2)
+    with pytest.raises(ValueError, match="less than or equal to 64"):
+        AdaptersConfig(type="fusion", width=100_000)
+    with pytest.raises(ValueError, match=r"arguments: width: 1\.5: expected a whole number from 1"):
+        AdaptersConfig(type="fusion", arguments={"width": 1.5})
 
 
 def test_adapters_start_without_changing_what_their_activation_gave() -> None:

@@ -127,8 +127,7 @@ def test_pieces_of_a_mosaic_lie_on_the_cells_of_features_and_targets(
         store.manifest = store.manifest.model_copy(update={"levels": kept})
         return store
 
-    split.points = None  # else nothing may be mirrored
-    store, targets, augment = only(levels), only(target_levels), AugmentConfig(mosaic=1, flip=0.5)
+    store, targets, augment = only(levels), only(target_levels), AugmentConfig(mosaic=1, flip=0)
     dataset = StoreDataset(store, split, loader_augment(augment), 0, targets)
     whole = [store.read("train", [[store.whole(row, view)]])[max(levels)] for row in range(10) for view in range(3)]
     mosaics = 0
@@ -139,7 +138,26 @@ def test_pieces_of_a_mosaic_lie_on_the_cells_of_features_and_targets(
             for stride in set(levels) & set(target_levels):
                 assert torch.equal(batch.pyramid[stride], batch.replaced[stride])
             mosaics += not any(torch.equal(batch.pyramid[max(levels)], view) for view in whole)
-    assert mosaics > 4
+    assert mosaics > 20, "of 40, as windows of four views can come out as one of them"
+
+
+def test_grids_that_are_no_multiples_of_each_other_are_read_whole(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Strides 12 and 24 beside the detector's: 4 cells against 3."""
+    source = tmp_path / "own_extractor.py"
+    source.write_text(
+        source.read_text().replace("Level(8, 6), Level(16, 8), Level(32, 12)", "Level(12, 6), Level(24, 8)")
+    )
+    directory, split = extract(files, tmp_path / "store", "--targets", "--imgsz", "96"), load_split(files[1], "train")
+    store, targets = FeatureStore.open(directory), FeatureStore.open(directory / REPLACED)
+    assert (store.cells, targets.cells) == (4, 3)
+    dataset = StoreDataset(store, split, loader_augment(AugmentConfig(mosaic=1, flip=0)), 0, targets)
+    for index in range(len(dataset)):
+        batch = dataset[index]
+        row = dataset.rows[index]
+        for found, origin in ((batch.pyramid, store), (batch.replaced, targets)):
+            assert found is not None
+            wanted = origin.read("train", [[origin.whole(row)]])
+            assert all(torch.equal(found[stride], wanted[stride]) for stride in wanted)
 
 
 def test_a_whole_plan_of_alignment_and_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:
