@@ -78,11 +78,10 @@ class AdaptersConfig(Strict):
     def _sizes_have_their_place(self) -> AdaptersConfig:
         if self.width is not None and self.type != "fusion":
             raise ValueError(f"width is of type: fusion; {self.type} has none, so take width out")
-        for key in (
-            sorted({"depth", "width"} & set(self.arguments)) if self.type in ("conv", "pyramid", "fusion") else ()
-        ):
-            if type(self.arguments[key]) is not int or self.arguments[key] < 1:
-                raise ValueError(f"arguments: {key}: {self.arguments[key]!r}: expected a whole number from 1")
+        sizes = {key: self.arguments[key] for key in ("depth", "width") if key in self.arguments}
+        for key, size in sizes.items():
+            if self.type in ("conv", "pyramid", "fusion") and (type(size) is not int or size < 1):
+                raise ValueError(f"arguments: {key}: {size!r}: expected a whole number from 1")
         return self
 
 
