@@ -126,9 +126,9 @@ def test_show_says_where_features_enter_and_what_is_frozen(shapes: Path, capsys:
 def test_options_that_every_stage_overrules_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     say_without_effect({"lr": 0.1, "optimizer": None}, "freeze-then-unfreeze", None)
     assert "--lr has no effect: each stage of the plan freeze-then-unfreeze names its own" in capsys.readouterr().err
-    say_without_effect({"lr": None, "optimizer": None, "no_augment": True}, "align", None)
+    say_without_effect({"lr": None, "optimizer": None, "no_augment": True}, "align-refine", None)
     said = capsys.readouterr().err
-    assert "--no-augment has no effect on layers, outputs, where the plan align says how pictures vary" in said
+    assert "--no-augment has no effect on frozen, where the plan align-refine says how pictures vary" in said
     say_without_effect({"lr": 0.1, "optimizer": "sgd", "no_augment": True}, "one-task-then-joint", None)
     assert capsys.readouterr().err == ""
 
