@@ -13,12 +13,8 @@ from mtyolo.adapters import ADAPTERS, make_adapters
 from mtyolo.config.model import (
     ExtractorConfig,
     ModelConfig,
-    SegmentConfig,
     TasksConfig,
-    resolve_beside,
-    shipped_configs,
 )
-from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.errors import ConfigError
 from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
@@ -26,6 +22,7 @@ from mtyolo.graph.official import read_official
 from mtyolo.graph.reading import GraphSpec, read_graph, scaled_channels
 from mtyolo.graph.transfer import transfer
 from mtyolo.model import Model
+from mtyolo.resolution import graph_content, resolve
 from mtyolo.structures import Level
 from mtyolo.tasks.detect.branch import DetectBranch
 from mtyolo.tasks.keypoint.branch import KeypointBranch
@@ -72,26 +69,6 @@ def build(
     return model.to(memory_format=torch.channels_last)
 
 
-def resolve(config: str | Path | Mapping[str, Any] | ModelConfig, weights: str | Path | None = None) -> ModelConfig:
-    """A model file with its graph's content inside, its weights' path absolute and its tasks spelled out."""
-    beside = Path()
-    if isinstance(config, ModelConfig):
-        model = config
-    else:
-        document = _document(config)
-        beside = document.path.parent
-        model = _read_config(document)
-    graph_path, spec = _graph(model, beside)
-    chosen = str(Path(weights).absolute()) if weights else _weights(model, graph_path.parent, beside)
-    tasks = model.tasks or (TasksConfig(segment=SegmentConfig()) if spec.head.block == "Segment" else TasksConfig())
-    extractor = model.extractor
-    if extractor and extractor.weights not in ("imagenet", "none"):
-        found = resolve_beside(extractor.weights, beside / "model.yaml")
-        extractor = extractor.model_copy(update={"weights": str((found or Path(extractor.weights)).absolute())})
-    detector = model.detector.model_copy(update={"graph": spec.content, "weights": chosen})
-    return model.model_copy(update={"detector": detector, "tasks": tasks, "extractor": extractor})
-
-
 def assemble(
     config: ModelConfig,
     *,
@@ -104,7 +81,7 @@ def assemble(
     weights: bool = True,
 ) -> Model:
     """Modules from a resolved config; without weights when `weights` is false (a file of weights brings them)."""
-    spec = read_graph(_mapping(config.detector.graph))
+    spec = read_graph(graph_content(config))
     names = dict(names or config.names or {number: str(number) for number in range(spec.classes)})
     _check_classes(config.tasks, names)
     entry = _entry(config, spec)
@@ -129,50 +106,6 @@ def assemble(
         names=names,
         config=config.model_copy(update={"tasks": tasks, "names": names}),
     )
-
-
-def _document(config: str | Path | Mapping[str, Any]) -> Document:
-    if isinstance(config, Mapping):
-        return Document(Path("model"), dict(config), {})
-    for name in (str(config), f"{config}.yaml"):
-        found = resolve_beside(name, Path("model.yaml"))
-        if found is not None:
-            return read_yaml(found)
-    shipped = [path.name for path in sorted(shipped_configs().glob("*.yaml"))]
-    raise ConfigError(f"{config}: no such model file here or in mtyolo; {nearest(Path(config).name, shipped)}")
-
-
-def _read_config(document: Document) -> ModelConfig:
-    if isinstance(document.content, dict) and "backbone" in document.content:
-        return ModelConfig.model_validate(
-            {"detector": {"graph": str(document.path) if document.lines else document.content}}
-        )
-    return validate(ModelConfig, document)
-
-
-def _mapping(graph: str | dict[str, Any]) -> dict[str, Any]:
-    assert isinstance(graph, dict), "resolve() puts the graph's content into the config"
-    return graph
-
-
-def _graph(model: ModelConfig, beside: Path) -> tuple[Path, GraphSpec]:
-    if isinstance(model.detector.graph, dict):
-        return Path("graph"), read_graph(model.detector.graph)
-    path = resolve_beside(model.detector.graph, beside / "model.yaml")
-    if path is None:
-        raise ConfigError(f"detector.graph: no file {model.detector.graph!r} beside the model file, here, or in mtyolo")
-    return path, read_graph(path)
-
-
-def _weights(model: ModelConfig, *folders: Path) -> str | None:
-    name = model.detector.weights
-    if name is None:
-        return None
-    for folder in folders:
-        found = resolve_beside(name, folder / "model.yaml")
-        if found is not None:
-            return str(found.absolute())
-    return str(Path(name).absolute())
 
 
 def _entry(config: ModelConfig, spec: GraphSpec) -> dict[int, int]:
@@ -248,6 +181,3 @@ def default_anchors(stride: int, count: int) -> list[list[float]]:
     sizes = [2 * stride * 2 ** (index / count) for index in range(count)]
     shapes = [(1.0, 1.0), (0.7, 1.4), (1.4, 0.7)]
     return [[size * shapes[i % 3][0], size * shapes[i % 3][1]] for i, size in enumerate(sizes)]
-
-
-__all__ = ["assemble", "build", "resolve"]

@@ -23,6 +23,7 @@ LAYERS = (
     ("inheritance",),
     ("checkpoint",),
     ("assembly", "original_layers", "summary"),
+    ("resolution",),
     ("model",),
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from mtyolo.assembly import assemble, build, resolve
+from mtyolo.assembly import assemble, build
 from mtyolo.checkpoint import load
 from mtyolo.config.model import shipped_configs
 from mtyolo.graph.network import Graph
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
+from mtyolo.resolution import resolve
 
 GRAPHS = Path(__file__).parent / "graph" / "graphs"
 

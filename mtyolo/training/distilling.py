@@ -13,8 +13,9 @@ from mtyolo.config.model import resolve_beside
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split
+from mtyolo.distill.classes import only_numbered
 from mtyolo.distill.objective import Course, Distiller, make_distiller
-from mtyolo.distill.teachers import only_numbered, open_source
+from mtyolo.distill.teachers import open_source
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtyolo.assembly import resolve
 from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.sources import read_data
-from mtyolo.distill.teachers import only_numbered
+from mtyolo.distill.classes import only_numbered
 from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
 from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.geometry import fitting_side
 from mtyolo.model import Model
+from mtyolo.resolution import resolve
 from mtyolo.training.distilling import name_classes
 from mtyolo.training.fresh import with_fresh_classes
 from mtyolo.training.splits import Data

@@ -9,28 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.model import Model
-from mtyolo.structures import Batch
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
-from mtyolo.training.objectives import Losses
-from mtyolo.training.optimizer import clip_gradients, set_rates
+from mtyolo.training.optimizer import set_rates
 from mtyolo.training.processes import (
     any_process,
     from_first,
-    images_each,
     is_first,
     leave_processes,
     make_accelerator,
     own_device,
-    sum_gradients,
 )
 from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, alone_in, run_folder
@@ -38,14 +32,13 @@ from mtyolo.training.settings import Settings, settle
 from mtyolo.training.splits import Data, open_splits, say_change, say_problems
 from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, make_state, saved_model
+from mtyolo.training.step import training_step
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
 """Inside an epoch the state is saved this often."""
-LEAST_SCALE = 1.0
-"""In half precision gradients that are infinite at larger scales are no failure: the scale is being found."""
 
 
 def train(
@@ -208,49 +201,3 @@ def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
             if stopping:
                 tools.accelerator.wait_for_everyone()  # a launcher ends all processes with the first
                 raise Interrupted(state.run.out, tools.stop.signal_number, imports=state.model.config.imports)
-
-
-def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> bool:
-    """Losses, balance, gradient, and the optimiser's step where it is due. Returns: did a signal ask to stop?"""
-    work.guard.remember()
-    with tools.accelerator.autocast():
-        losses = work.objective(state.model, batch)
-    images = images_each(len(batch.indices), tools.accelerator.device)
-    finite = bool(sum(losses.tasks.values(), torch.zeros(())).isfinite())
-    bad, stopping = any_process([not finite, tools.stop.asked], tools.accelerator.device)
-    if bad:
-        work.guard.skip(batch, losses.tasks, elsewhere=finite)
-    else:
-        state.means.add(losses.tasks | losses.components, prefix="loss/")
-        state.means.add(backward(work, losses, images, tools), prefix="weight/")
-    if work.ends_step(state.position.batch):
-        optimiser_step(state, work, batch, tools)
-    return stopping
-
-
-def backward(work: StageWork, losses: Losses, images: float, tools: Tools) -> dict[str, float]:
-    """Add the balanced gradient. Returns the tasks' weights."""
-    # Without tasks that say nothing in this batch, as keypoints without people: zero would unsettle balancers.
-    found = {task: loss for task, loss in losses.tasks.items() if float(loss.detach()) > 0}
-    if not found:
-        return {}
-    factor = work.gradient_factor(losses, images, tools.accelerator.num_processes)
-    return work.balancer.backward(found, losses.shared, factor)
-
-
-def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> None:
-    """Sum over processes, clip, step, average."""
-    here = any(parameter.grad is not None for parameter in work.parameters)
-    if any_process([here], tools.accelerator.device)[0]:
-        sum_gradients(work.parameters)  # first: what is infinite in one process is so in all
-        work.unscale(tools.accelerator.device)
-        finite = bool(clip_gradients(work.parameters, tools.config).isfinite())
-        if finite or work.scaler.is_enabled():
-            work.scaler.step(work.optimizer)  # in half precision it skips by itself, and lowers its scale
-            work.scaler.update()
-        if finite:
-            state.ema.update_parameters(state.model)
-            work.guard.accept()
-        elif work.scaler.get_scale() <= LEAST_SCALE:  # 1 in single precision
-            work.guard.skip(batch, {})
-    work.optimizer.zero_grad(set_to_none=True)

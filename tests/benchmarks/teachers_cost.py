@@ -35,8 +35,8 @@ from mtyolo.training.progress import Display
 from mtyolo.training.settings import settle
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.state import make_state
+from mtyolo.training.step import training_step
 from mtyolo.training.stopping import StopRequest
-from mtyolo.training.train import training_step
 from mtyolo.training.work import make_work
 
 BATCH = 8

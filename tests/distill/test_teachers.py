@@ -16,8 +16,9 @@ from torch import Tensor
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.distill import TeacherConfig
+from mtyolo.distill.classes import class_columns
 from mtyolo.distill.layout import Cells, Layout, boxes_at, cells_of, choose_classes, from_scores, geometry, to_layout
-from mtyolo.distill.teachers import class_columns, open_teacher
+from mtyolo.distill.teachers import open_teacher
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.graph.families import open_family
 from mtyolo.model import Model

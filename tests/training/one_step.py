@@ -25,8 +25,8 @@ from mtyolo.training.run import Run
 from mtyolo.training.settings import settle
 from mtyolo.training.stages import freeze, plan_stages
 from mtyolo.training.state import RunState
+from mtyolo.training.step import training_step
 from mtyolo.training.stopping import StopRequest
-from mtyolo.training.train import training_step
 from mtyolo.training.work import StageWork, make_work
 
 SIZE = 64
