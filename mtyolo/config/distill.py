@@ -11,6 +11,8 @@ from mtyolo.config.model import Positive, Strict
 Weight = Annotated[float, Field(ge=0)]
 
 OUTPUT_TERM = Literal["mse", "kl", "soft", "scaled", "masks", "keypoints"]
+BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
+"""What a term of `output` needs from both models; all others need detect."""
 KIND = "<teacher>"
 CACHE = f"runs/teachers/{KIND}"
 
@@ -96,6 +98,12 @@ class TeacherConfig(Strict):
     def feature_terms(self) -> tuple[FeatureConfig, ...]:
         return PER_LEVEL if self.features == "per-level" else tuple(self.features)  # type: ignore[arg-type]
 
+    @property
+    def tasks(self) -> set[str]:
+        """Whose branches learn from this teacher; `gradient` reaches through detect, too."""
+        reached = {BRANCH_OF.get(term, "detect") for term, weight in self.output.items() if weight}
+        return reached | {"detect" for term in self.feature_terms if term.method == "gradient"}
+
 
 class DistillConfig(Strict):
     """Teachers of a stage, and how they are weighed against the labels."""
@@ -116,3 +124,8 @@ class DistillConfig(Strict):
     """Try each term at half its weight for an epoch in turn, and keep what the validation metric says."""
     check: bool = True
     """Validate teachers first, and warn of one that is not at least 5 points better than the student."""
+
+    @property
+    def tasks(self) -> set[str]:
+        """Whose branches learn from some teacher."""
+        return {task for teacher in self.teachers for task in teacher.tasks}

@@ -68,6 +68,8 @@ class StageConfig(Strict):
     """Default: the run's. AdamW's is of another scale than SGD's."""
     warmup_epochs: Factor | None = None
     """Default: the run's. With many `views` an epoch is long; in any case, a third of the stage is the most."""
+    clip_value: Annotated[float, Field(gt=0)] | None = None
+    """Default: the run's. Published recipes of distillation take 1.0."""
     tasks: list[TASK] | None = None
     """Which tasks' losses count. Default: all that the model has."""
     augment: bool | AugmentConfig = True

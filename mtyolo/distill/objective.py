@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtyolo.config.distill import DistillConfig, TeacherConfig
+from mtyolo.config.distill import BRANCH_OF, DistillConfig, TeacherConfig
 from mtyolo.distill import instance_terms, row_terms
 from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
 from mtyolo.distill.layout import geometry
@@ -24,10 +24,6 @@ from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
-
-BRANCH_OF = {"masks": "segment", "keypoints": "keypoint"}
-"""What a term needs from both models; all others need detect."""
-
 
 RUNS_WEIGHTS = ("best", "last")
 """Files that every run leaves: what tells them apart is the folder."""

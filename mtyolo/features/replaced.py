@@ -20,6 +20,7 @@ from mtyolo.features.index import sha256_of
 from mtyolo.features.manifest import MANIFEST, REPLACED, read_manifest
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
+from mtyolo.features.residency import Residency
 from mtyolo.features.shards import Row
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher, replaced_weights
@@ -60,17 +61,23 @@ def target_options(features: ExtractOptions) -> ExtractOptions:
     return replace(features, dtype="fp16" if features.dtype == "int8" else features.dtype, source={})
 
 
-def open_targets(store: FeatureStore, model: Model, split: Split) -> FeatureStore:
-    """The targets that belong to a store of features.
+def has_targets(store: FeatureStore, split: str) -> bool:
+    """Does the store keep targets of this split beside its features?"""
+    directory = store.directory / REPLACED
+    return (directory / MANIFEST).is_file() and split in read_manifest(directory).splits
+
+
+def open_targets(store: FeatureStore, model: Model, split: Split, residency: Residency | None = None) -> FeatureStore:
+    """The targets that belong to a store of features. residency: by default the store's.
 
     Raises StoreError where there are none, or others; ConfigError where the model has nothing to align to.
     """
     wanted, directory = identity(model), store.directory / REPLACED
-    if not (directory / MANIFEST).is_file() or split.name not in read_manifest(directory).splits:
+    if not has_targets(store, split.name):
         raise StoreError(
             f"{store.directory}: has no outputs of the replaced layers to align to for {split.name}; {AGAIN}"
         )
-    targets = FeatureStore.open(directory, store.residency, store.device)
+    targets = FeatureStore.open(directory, residency or store.residency, store.device)
     targets.check_made_by(wanted, model.graph.entry_levels, store.manifest.size)
     mine, theirs = store.index(split.name), targets.index(split.name)
     alike = len(mine.rows) == len(theirs.rows) and all(map(same_picture, mine.rows, theirs.rows))

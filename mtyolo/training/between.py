@@ -20,12 +20,13 @@ from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.fresh import unknown_in_words
+from mtyolo.training.held_out import as_fitness, held_out_errors
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
 from mtyolo.training.progress import Display
 from mtyolo.training.records import Means, Row
-from mtyolo.training.stages import Stage
-from mtyolo.training.starting import learns, start_branches
+from mtyolo.training.stages import Stage, learns
+from mtyolo.training.starting import start_branches
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import StopRequest
 from mtyolo.training.stored import matching_batches, takes_images
@@ -85,16 +86,23 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
         state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
-    if work.distiller is not None and tools.judge is not None and tools.val_split is not None:
-        reports = teacher_reports(
-            work.distiller, tools.judge, state.ema.model, tools.val_split, tools.config, tools.store
-        )
-        for line in reports:
-            tools.display.say(line)
+    say_teachers(state, work, tools)
     picture = state.run.out / "train_batch.jpg"
     shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
     if shown and tools.accelerator.is_main_process:
         save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
+
+
+def say_teachers(state: RunState, work: StageWork, tools: Tools) -> None:
+    """How good a stage's teachers are, beside the student as it is now."""
+    if work.distiller is None or tools.judge is None or not work.distiller.config.check:
+        return
+    if tools.val_split is None:
+        tools.display.say("teachers are not checked: the data has no val split")
+        return
+    student = state.ema.model
+    for line in teacher_reports(work.distiller, tools.judge, student, tools.val_split, tools.config, tools.store):
+        tools.display.say(line)
 
 
 def match(model: Model, work: StageWork, tools: Tools) -> None:
@@ -119,6 +127,9 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
         return
     if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
         row |= judged(tools.judge, state.ema.model, tools.val_split, tools.store, config)
+        row |= held_out_errors(work.objective, state.ema.model, tools.val_split, tools.store, config)
+        if all(stage.objective == "align" for stage in tools.plan.stages):
+            row |= as_fitness(row)
     if work.distiller is not None:
         work.distiller.end_epoch(row.get("fitness"))
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}

@@ -116,14 +116,15 @@ def refuse(stage: StageConfig, config: TrainConfig, *, stored: bool, processes: 
 def teacher_reports(
     distiller: Distiller, judge: Judge, model: Model, split: Split, config: TrainConfig, store: FeatureStore | None
 ) -> Iterator[str]:
-    """A line for each teacher that can be validated: its metric in the student's layout, beside the student's.
+    """A line for each teacher: its metric in the student's layout, beside the student's, or why it is not validated.
 
     store: has the student's features of the split; None to take its images.
     """
     stored = {} if store is None else {"loader": validation_batches(store, split, config.batch)}
-    for course in distiller.courses:
+    for course in distiller.courses if distiller.config.check else ():
         tasks = tuple(task for task in course.tasks if split.count(task))
-        if course.opened.teacher is None or not tasks or not distiller.config.check or None in _needed(course):
+        if reason := _unchecked(course, tasks, split):
+            yield f"teacher {course.name}: not checked: {reason}"
             continue
         options = {"size": config.imgsz, "batch": config.batch, "tasks": tasks}
         found = judge.validate(course.opened.teacher, split, **options).fitness
@@ -136,10 +137,15 @@ def teacher_reports(
         yield words
 
 
-def _needed(course: Course) -> tuple[int | None, ...]:
-    """Columns of the classes, where boxes are judged."""
-    teacher = course.opened.teacher
-    return teacher.columns if teacher is not None and "detect" in course.tasks else ()
+def _unchecked(course: Course, tasks: tuple[str, ...], split: Split) -> str | None:
+    """Why a teacher can not be validated; None where it can."""
+    if course.opened.teacher is None:
+        return "saved outputs are of the pictures that they were made of"
+    if not tasks:
+        return f"{split.name} has no labels for {', '.join(course.tasks)}"
+    if "detect" in tasks and None in course.opened.teacher.columns:
+        return "it does not know all classes, so its box AP would say little"
+    return None
 
 
 __all__ = ["DISTILL", "DistilledObjective", "name_classes", "refuse", "repeats", "stage_distiller", "teacher_reports"]

@@ -11,10 +11,14 @@ from pathlib import Path
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.data.records import Split
 from mtyolo.model import Model
-from mtyolo.training.stages import Stage
+from mtyolo.training.stages import Stage, learns
 
 AROUND = ["detector.backbone", "detector.neck"]
 """A detector without its branch."""
+STAY_UNKNOWN = (
+    "no stage of this plan teaches them to the detect branch, so they stay at random; let a stage train it on labels, "
+    "or run another plan afterwards"
+)
 
 
 def with_fresh_classes(plan: PlanConfig, model: Model) -> PlanConfig:
@@ -37,13 +41,20 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Ite
     fresh = model.fresh_classes
     if fresh:
         source = Path(model.config.detector.weights or "the weights").name
+        taught = any(_reaches(stage, "detect") for stage in stages)
         yield (
             f"{len(fresh)} of {len(model.names)} classes are unknown to {source}, first {fresh[0]!r}: "
-            "the detect branch learns them, also where the plan freezes the detector"
+            + ("the detect branch learns them, also where the plan freezes the detector" if taught else STAY_UNKNOWN)
         )
     silent = [task for task in model.tasks if task not in split.tasks]
     if silent and all(stage.config.objective == "tasks" and stage.config.distill is None for stage in stages):
         yield f"{', '.join(silent)}: {split.name} has no labels for it, so it stays as it is"
+
+
+def _reaches(stage: Stage, task: str) -> bool:
+    """Does the stage teach this branch, by labels or by teachers?"""
+    taught = stage.config.distill is not None and task in stage.config.distill.tasks
+    return learns(stage, task) or (taught and stage.trains(f"branches.{task}.layers"))
 
 
 def _with_branch(stage: StageConfig, rate: float) -> StageConfig:

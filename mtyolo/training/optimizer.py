@@ -57,11 +57,11 @@ def rate_factor(step: int, steps: int, warmup: int, final: float) -> float:
     return cosine * min(1.0, (step + 1) / (warmup + 1))
 
 
-def clip_gradients(parameters: list[nn.Parameter], config: TrainConfig) -> torch.Tensor:
-    """Clip by value, then by norm, as the configuration says. Returns the norm: not finite where a gradient was not."""
-    if config.clip_value is not None:
-        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-        if not norm.isfinite():
-            return norm  # clamped, infinity would look like any large gradient
-        nn.utils.clip_grad_value_(parameters, config.clip_value)
-    return nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
+def clip_gradients(parameters: list[nn.Parameter], value: float | None, norm: float | None) -> torch.Tensor:
+    """Clip by value, then by norm; None: not. Returns the norm: not finite where a gradient was not."""
+    if value is not None:
+        total = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        if not total.isfinite():
+            return total  # clamped, infinity would look like any large gradient
+        nn.utils.clip_grad_value_(parameters, value)
+    return nn.utils.clip_grad_norm_(parameters, norm or math.inf)

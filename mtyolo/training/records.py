@@ -17,6 +17,9 @@ Row = dict[str, float | int | str | None]
 """One epoch: "epoch", "stage", "loss/…", "weight/…", "detect/AP", …"""
 
 
+PREFIXES = ("loss/", "weight/", "val/")
+
+
 class Means:
     """Means of named values over the steps in which they occur."""
 
@@ -56,6 +59,7 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
     groups = {
         "loss of each task": [name for name in _columns(rows) if name.startswith("loss/") and "." not in name],
         "loss components": [name for name in _columns(rows) if name.startswith("loss/") and "." in name],
+        "alignment of validation pictures": [name for name in _columns(rows) if name.startswith("val/")],
         "weight in the balance": [name for name in _columns(rows) if name.startswith("weight/")],
         "average precision, mean OKS": [name for name in _columns(rows) if name.endswith(("/AP", "/OKS"))],
     }
@@ -68,7 +72,8 @@ def plot_results(rows: Sequence[Row], path: Path) -> None:
         axes = figure.add_subplot(1, len(shown), number)
         for name in names:
             points = [(row["epoch"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
-            axes.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix("loss/").removeprefix("weight/"))
+            label = name.split("/", 1)[1] if name.startswith(PREFIXES) else name
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
         for epoch, stage in _boundaries(rows):
             axes.axvline(epoch, color="0.6", linestyle="--", linewidth=1)
             axes.text(epoch, 1.0, f" {stage}", transform=axes.get_xaxis_transform(), va="top", fontsize=8, color="0.4")

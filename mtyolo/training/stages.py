@@ -129,6 +129,13 @@ def as_before(model: nn.Module | None) -> Iterator[None]:
             parameter.requires_grad_(wants)
 
 
+def learns(stage: Stage, task: str) -> bool:
+    """Does the stage train this branch, and on its labels?"""
+    counts = stage.config.tasks is None or task in stage.config.tasks
+    read = stage.config.objective == "tasks" and (stage.config.distill is None or stage.config.distill.hard > 0)
+    return read and counts and stage.trains(f"branches.{task}.layers")
+
+
 def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
     """Factor of the learning rate of every trained parameter, by name."""
     factors = {
@@ -146,12 +153,13 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
 
 def _without_lessons(model: Model, stage: StageConfig, labelled: Sequence[str] | None) -> list[str]:
     """Branches without a loss in this stage: frozen, or their norms would drift with nothing to correct the weights."""
-    if stage.distill is not None:  # teachers may teach what labels do not
-        return []
     wanted = stage.tasks or model.tasks
     taught = [task for task in wanted if stage.objective != "tasks" or labelled is None or task in labelled]
-    # Where none is, the stage says so itself, later and better.
-    return [task for task in model.tasks if task not in (taught or wanted)]
+    if stage.distill is not None:
+        taught = [*(taught if stage.distill.hard else ()), *stage.distill.tasks]
+    elif not taught:
+        taught = list(wanted)  # the stage says so itself, later and better
+    return [task for task in model.tasks if task not in taught]
 
 
 def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mtyolo.data.records import Labels, Split
 from mtyolo.model import Model
 from mtyolo.tasks.keypoint.branch import KeypointBranch
-from mtyolo.training.stages import Stage
+from mtyolo.training.stages import Stage, learns
 
 
 def start_branches(model: Model, stage: Stage, split: Split) -> list[str]:
@@ -30,13 +30,6 @@ def start_branches(model: Model, stage: Stage, split: Split) -> list[str]:
     device = next(branch.parameters()).device
     branch.start_at(*(torch.from_numpy(values).float().to(device) for values in found))
     return [f"branches.keypoint.layers.{level}.bias" for level in range(len(branch.layers))]
-
-
-def learns(stage: Stage, task: str) -> bool:
-    """Does the stage train this branch, and on its labels?"""
-    counts = stage.config.tasks is None or task in stage.config.tasks
-    read = stage.config.objective == "tasks" and (stage.config.distill is None or stage.config.distill.hard > 0)
-    return read and counts and stage.trains(f"branches.{task}.layers")
 
 
 def usual_pose(split: Split) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -68,4 +61,4 @@ def _in_boxes(labels: Labels) -> NDArray[np.float64]:
     return (keypoints[..., :2] - centres) / sides
 
 
-__all__ = ["learns", "start_branches", "usual_pose"]
+__all__ = ["start_branches", "usual_pose"]

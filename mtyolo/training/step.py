@@ -50,7 +50,7 @@ def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools)
     if any_process([here], tools.accelerator.device)[0]:
         sum_gradients(work.parameters)  # first: what is infinite in one process is so in all
         work.unscale(tools.accelerator.device)
-        finite = bool(clip_gradients(work.parameters, tools.config).isfinite())
+        finite = bool(clip_gradients(work.parameters, work.clip_value, tools.config.clip_norm).isfinite())
         if finite or work.scaler.is_enabled():
             work.scaler.step(work.optimizer)  # in half precision it skips by itself, and lowers its scale
             work.scaler.update()

@@ -13,7 +13,7 @@ from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
-from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
+from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
@@ -162,16 +162,21 @@ def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:
 
 
 def try_stages(state: RunState, stages: list[Stage], tools: Tools) -> None:
-    """Make all that each stage needs and forget it: what is wrong with the last is said before the first is trained.
+    """Make all that each stage needs and forget it: what is wrong with the last is said before the first is trained,
+    and how good later teachers are.
 
     But for teachers that the run itself makes on the way.
     """
-    random, made = random_states(), {state.run.out.absolute()}
+    random, made, known = random_states(), {state.run.out.absolute()}, set[str]()
     for stage in stages:
         teachers = stage.config.distill.teachers if stage.config.distill else []
+        new = {teacher.weights for teacher in teachers} - known
         if not any(made.intersection([path, *path.parents]) for path in (Path(t.weights).absolute() for t in teachers)):
-            work_of(stage, state, tools)
+            work = work_of(stage, state, tools)
+            if new and stage.number:  # the first stage says it when it begins, which is now
+                say_teachers(state, work, tools)
         made |= {Path(teacher.folder).absolute() for teacher in teachers if teacher.folder}
+        known |= new
     set_random_states(random)
 
 

@@ -50,6 +50,7 @@ class StageWork:
     guard: NonFiniteGuard
     parameters: list[nn.Parameter]
     lr: float
+    clip_value: float | None
     epochs: int
     accumulate: int
     warmup_epochs: float
@@ -149,6 +150,7 @@ def make_work(
         guard=NonFiniteGuard(model, split.records, None if store is None else store.directory),
         parameters=[*(parameter for parameter in model.parameters() if parameter.requires_grad), *learned],
         lr=stage.config.lr or config.lr,
+        clip_value=stage.config.clip_value or config.clip_value,
         epochs=stage.epochs,
         accumulate=config.accumulate,
         warmup_epochs=config.warmup_epochs if stage.config.warmup_epochs is None else stage.config.warmup_epochs,

@@ -39,8 +39,8 @@ WHAT_MOVES = {
     "distill-in-two-steps": [ALL],
     "distill-features": [Moves(("",), ("",), FIRST_BLOCKS), ALL],
     "distill-two-teachers": [Moves(("branches.",), ("branches.",)), ALL],
-    # Without labels nobody teaches masks and points; their branches are trained all the same.
-    "distill-unlabelled": [Moves(("graph.", "branches.detect."), ("",))],
+    # Without labels nobody teaches masks and points.
+    "distill-unlabelled": [Moves(("graph.", "branches.detect."), ("graph.",))],
 }
 
 

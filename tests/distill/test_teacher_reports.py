@@ -12,8 +12,10 @@ from mtyolo.checkpoint import load
 from mtyolo.data.split import load_split
 from mtyolo.distill.teachers import Teacher
 from mtyolo.evaluation.validate import validate
+from mtyolo.training.alignment import without_labels
 from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.judging import Judge
+from mtyolo.training.train import train
 
 
 def reports(weights: str, shapes: Path, marks: Marks, *, output: dict[str, float], check: bool = True) -> list[str]:
@@ -79,6 +81,34 @@ def test_each_teacher_has_a_line_of_its_own(shapes: Path, tmp_path: Path) -> Non
     judge, split = Judge(Marks(0.9, 0.1)), load_split(shapes, "val")
     lines = list(teacher_reports(distiller_of(student, *teachers), judge, student, split, shape_config(), None))
     assert [line.split(":")[0] for line in lines] == ["teacher teacher1", "teacher teacher2"]
+
+
+def test_a_later_stages_teacher_is_checked_before_the_first_trains(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And once more when it begins, beside what the student has become."""
+    distill = {"teachers": [{"weights": teacher_file(tmp_path), "output": SCALED}]}
+    plan = {"stages": [{"name": "alone"}, {"name": "taught", "distill": distill}]}
+    config, judge = shape_config(batch=6, epochs=2), Judge(Marks(0.3, 0.29))
+    train(shape_model(), shapes, plan=plan, config=config, out=tmp_path / "run", judge=judge)
+    warning = "warning: teacher teacher1: detect 0.300, the student 0.290"
+    before, between = capsys.readouterr().out.split("1/2 · alone", 1)
+    assert (before.count(warning), between.count(warning)) == (1, 1)
+
+
+def test_it_is_said_why_a_teacher_is_not_checked(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, saved = teacher_file(tmp_path, **ALL_TASKS), str(tmp_path / "saved")
+    config, judge = shape_config(batch=6), Judge(Marks(0.9, 0.1))
+    for name, teacher in (("one", {"weights": weights, "cache": True, "folder": saved}), ("two", {"weights": saved})):
+        distill = {"teachers": [teacher | {"output": SCALED}]}
+        distilled(shape_model(), shapes, tmp_path / name, distill, config=config, judge=judge, progress=True)
+    assert "teacher saved: not checked: saved outputs are of the pictures" in capsys.readouterr().out
+    student, split = shape_model(**ALL_TASKS), without_labels(load_split(shapes, "val"))
+    distiller = distiller_of(student, {"weights": weights, "output": {"masks": 1.0}})
+    (line,) = teacher_reports(distiller, judge, student, split, config, None)
+    assert line == "teacher teacher1: not checked: val has no labels for segment"
 
 
 @pytest.mark.parametrize(("check", "expected"), [(True, 1), (False, 0)])

@@ -80,6 +80,22 @@ def test_errors_from_the_store_are_those_of_aligning_online(
         assert {name: other[name] for name in errors} == pytest.approx(errors, rel=1e-5, abs=1e-5)
 
 
+def test_held_out_errors_from_the_store_are_those_online(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store", "--targets", "--dtype", "fp32")
+    online, stored = align(files, tmp_path / "online"), align(files, tmp_path / "stored", store)
+    errors = {name: value for name, value in online[-1].items() if name.startswith("val/align")}
+    assert len(errors) == 4
+    assert {name: stored[-1][name] for name in errors} == pytest.approx(errors, rel=1e-5, abs=1e-5)
+
+
+def test_without_targets_for_validation_nothing_is_held_out(files: tuple[Path, Path], tmp_path: Path) -> None:
+    store = extract(files, tmp_path / "store", "--dtype", "fp32")
+    extract(files, store, "--targets", "--dtype", "fp32", "--splits", "train")
+    rows = align(files, tmp_path / "run", store)
+    assert "loss/align" in rows[-1]
+    assert not any(name.startswith("val/") for row in rows for name in row)
+
+
 def test_alignment_beside_labels_runs_from_the_store(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store", "--targets", "--dtype", "fp32")
     stage = {"objective": "tasks", "align": 0.1, "arguments": {"fused": 1.0, "maps": 1.0}, "norms": "frozen"}

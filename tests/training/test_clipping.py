@@ -38,7 +38,7 @@ def test_values_are_clipped_first_and_the_norm_of_what_is_left_then(
 ) -> None:
     first, second, without = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
     first.grad, second.grad = torch.tensor([3.0]), torch.tensor([-4.0])
-    found = clip_gradients([first, second, without], TrainConfig(clip_value=clip_value, clip_norm=clip_norm))
+    found = clip_gradients([first, second, without], clip_value, clip_norm)
     assert float(found) == pytest.approx(norm)
     assert [float(first.grad), float(second.grad)] == pytest.approx(expected, rel=1e-5)
     assert without.grad is None
@@ -47,18 +47,24 @@ def test_values_are_clipped_first_and_the_norm_of_what_is_left_then(
 def test_a_norm_that_is_not_finite_is_returned_as_it_is() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, math.nan])
-    assert not clip_gradients([parameter], TrainConfig()).isfinite()
-    assert not clip_gradients([parameter], TrainConfig(clip_norm=None)).isfinite()
+    assert not clip_gradients([parameter], None, 10.0).isfinite()
+    assert not clip_gradients([parameter], None, None).isfinite()
 
 
 def test_infinity_is_not_clipped_to_a_large_gradient() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, math.inf])
-    assert not clip_gradients([parameter], TrainConfig(clip_value=1.0)).isfinite()
+    assert not clip_gradients([parameter], 1.0, 10.0).isfinite()
 
 
 def first_step(
-    model: Model, data: Path, out: Path, *, clip_value: float | None = None, clip_norm: float | None = None
+    model: Model,
+    data: Path,
+    out: Path,
+    *,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    stage_value: float | None = None,
 ) -> torch.Tensor:
     """How far each weight moves in the only step of a run, in double precision."""
     before = {name: value.detach().clone().double() for name, value in model.named_parameters()}
@@ -75,7 +81,7 @@ def first_step(
         clip_value=clip_value,
         clip_norm=clip_norm,
     )
-    plan = {"stages": [{"name": "one", "tasks": ["detect", "segment"]}]}
+    plan = {"stages": [{"name": "one", "tasks": ["detect", "segment"], "clip_value": stage_value}]}
     train(model, data, plan=plan, config=config, out=out, progress=False)
     moves = [(value.detach().double() - before[name]).flatten() for name, value in model.named_parameters()]
     return torch.cat(moves)
@@ -89,6 +95,12 @@ def test_a_runs_clip_value_bounds_every_weights_step(make_model: MakeModel, shap
     assert float(free.abs().max()) > 10 * REACH * limit
     small = free.abs() < 0.9 * REACH * limit
     assert torch.allclose(clipped[small], free[small], atol=1e-6), "only what was larger is clipped"
+
+
+def test_a_stages_clip_value_comes_before_the_runs(make_model: MakeModel, shapes: Path, tmp_path: Path) -> None:
+    run = first_step(make_model(), shapes, tmp_path / "run", clip_value=1e-3)
+    stage = first_step(make_model(), shapes, tmp_path / "stage", clip_value=0.5, stage_value=1e-3)
+    assert torch.equal(stage, run)
 
 
 def test_a_runs_clip_norm_bounds_the_whole_step_and_keeps_its_direction(

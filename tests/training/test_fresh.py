@@ -14,9 +14,10 @@ from mtyolo.api import build, open_to_judge, validate
 from mtyolo.checkpoint import load
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError
 from mtyolo.model import Model
-from mtyolo.training.fresh import with_fresh_classes
+from mtyolo.training.fresh import unknown_in_words, with_fresh_classes
 from mtyolo.training.settings import default_plan
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.train import train
@@ -43,6 +44,32 @@ def test_a_frozen_detector_learns_classes_that_its_weights_do_not_know(
     learned = {name for name in moved["disc",] if not name.startswith(("branches.segment.", "branches.keypoint."))}
     assert learned == {f"branches.detect.layers.{level}.{kind}" for level in range(3) for kind in ("weight", "bias")}
     assert capsys.readouterr().out.count("1 of 2 classes are unknown to the weights, first 'disc'") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "learns"),
+    [
+        ({}, True),
+        ({"freeze": ["detector"]}, True),
+        ({"freeze": ["detect"]}, False),
+        ({"train": ["segment"]}, False),
+        ({"train": ["detect", "segment"], "tasks": ["segment"]}, False),
+        ({"distill": {"teachers": [{"weights": "t.pt", "output": {"scaled": 1}}], "hard": 0}}, True),
+        ({"distill": {"teachers": [{"weights": "t.pt", "output": {"masks": 1}}], "hard": 0}}, False),
+        ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}], "hard": 0}}, False),
+        ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}]}}, True),
+    ],
+)
+def test_it_is_said_whether_the_plan_teaches_them(
+    stage: dict[str, Any], learns: bool, make_model: MakeModel, shapes: Path
+) -> None:
+    model = make_model()
+    model.fresh_classes = ("disc",)
+    plan = with_fresh_classes(read_plan({"stages": [{"name": "one", **stage}]}), model)
+    split = load_split(shapes, "train")
+    (line,) = unknown_in_words(model, plan_stages(plan, TrainConfig(), model, split.tasks), split)
+    assert line.startswith("1 of 2 classes are unknown to the weights, first 'disc': ")
+    assert ("the detect branch learns them" in line, "they stay at random" in line) == (learns, not learns)
 
 
 def test_a_rate_for_what_knows_its_work_is_not_for_fresh_classes(make_model: MakeModel) -> None:
