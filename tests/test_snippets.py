@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import mtyolo
 from mtyolo.api import train
+from mtyolo.config.model import Strict
+from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.standin import source_of
@@ -79,3 +82,16 @@ def test_the_docs_do_what_they_say(folder: Path) -> None:
 def test_all_documents_with_python_are_run() -> None:
     documents = {path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/*.md")}
     assert {name for name in documents if snippets(name)} == {"docs/features.md", "docs/training.md"}
+
+
+def test_every_option_of_a_run_is_in_the_table_with_its_default() -> None:
+    text = (REPOSITORY / "docs/training.md").read_text(encoding="utf-8").split("## All options")[1].split("\n## ")[0]
+    table = {name: (default, words) for name, default, words in re.findall(r"^\| `(\w+)` \|(.*?)\|(.*)\|$", text, re.M)}
+    assert list(table) == list(TrainConfig.model_fields)
+    for name, (default, words) in table.items():
+        value = getattr(TrainConfig(), name)
+        if isinstance(value, Strict):
+            said = dict(re.findall(r"`(\w+)` ([\d.]+)", words))
+            assert {key: float(number) for key, number in said.items()} == value.model_dump(), name
+        else:
+            assert yaml.safe_load(default) == value, name

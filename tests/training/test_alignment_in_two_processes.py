@@ -1,0 +1,98 @@
+"""Alignment in two processes is that of one. On one picture many times over, as errors are over the variance of what a
+process sees."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from mtyolo.api import build
+from mtyolo.config.training import TrainConfig
+from mtyolo.training.train import train
+data, out, weights, weight = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+torch.manual_seed(0)
+model = build({
+    "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
+    "adapters": {"type": "conv", "match_statistics": True},
+    "detector": {"graph": "yolov5n.yaml", "weights": weights},
+}, data=data)
+config = TrainConfig(
+    epochs=3, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0, optimizer="sgd", lr=0.01, momentum=0
+)
+stage = {"name": "align", "train": ["adapters"], "norms": "frozen", "augment": False}
+stage |= {"align": weight} if weight else {"objective": "align", "arguments": {"fused": 1.0, "maps": 1.0}}
+train(model, data, plan={"stages": [stage]}, config=config, out=out, progress=False)
+"""
+
+
+@pytest.fixture
+def one_picture(shapes: Path, tmp_path: Path) -> Path:
+    """Eight copies of it, with its labels."""
+    content = yaml.safe_load(shapes.read_text())
+    labels = json.loads((shapes.parent / "train.json").read_text())
+    first = labels["images"][0]
+    (tmp_path / "images").mkdir()
+    source = next(shapes.parent.rglob(Path(first["file_name"]).name))
+    copies = [first | {"id": number, "file_name": f"{number}{source.suffix}"} for number in range(8)]
+    own = [annotation for annotation in labels["annotations"] if annotation["image_id"] == first["id"]]
+    assert own
+    marks = [
+        mark | {"id": 100 * copy["id"] + number, "image_id": copy["id"]}
+        for copy in copies
+        for number, mark in enumerate(own)
+    ]
+    for copy in copies:
+        shutil.copy(source, tmp_path / "images" / copy["file_name"])
+    (tmp_path / "train.json").write_text(json.dumps(labels | {"images": copies, "annotations": marks}))
+    data = {"path": str(tmp_path), "train": "images", "annotations": {"train": "train.json"}}
+    path = tmp_path / "data.yaml"
+    path.write_text(yaml.safe_dump({key: content[key] for key in ("names", "kpt_shape") if key in content} | data))
+    return path
+
+
+def run(data: Path, out: Path, weights: Path, weight: float, processes: int) -> list[dict[str, float]]:
+    repository = Path(__file__).resolve().parents[2]
+    paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
+    base = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(22000 + os.getpid() % 20000)}
+    call = [sys.executable, "-c", SCRIPT, str(data), str(out), str(weights), str(weight)]
+    started = [
+        subprocess.Popen(call, env=base | (group | {"RANK": str(n), "LOCAL_RANK": str(n)} if processes > 1 else {}))
+        for n in range(processes)
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0] * processes
+    with (out / "results.csv").open() as file:
+        return [{key: float(row[key]) for key in row if key.startswith("loss/")} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_errors_and_weights_are_those_of_one_process(
+    weight: float, test_data: Path, one_picture: Path, tmp_path: Path
+) -> None:
+    """Alone, matched at the start and through the graph; and beside the tasks' losses. To a thousandth: a variance divides by
+    one less than the number of values, and a process sees half of them."""
+    weights = test_data / "weights" / "yolov5n.pt"
+    one = run(one_picture, tmp_path / "one", weights, weight, 1)
+    two = run(one_picture, tmp_path / "two", weights, weight, 2)
+    assert len(one) == len(two) == 3
+    assert one[-1]["loss/align"] < one[0]["loss/align"]
+    for alone, together in zip(one, two, strict=True):
+        assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    alone, together = (torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("one", "two"))
+    moved = [name for name in alone if name.startswith("adapters.") and alone[name].is_floating_point()]
+    assert moved
+    for name in moved:
+        assert torch.allclose(alone[name], together[name], rtol=1e-3, atol=1e-4), name
