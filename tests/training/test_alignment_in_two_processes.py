@@ -82,8 +82,9 @@ def run(data: Path, out: Path, weights: Path, weight: float, processes: int) -> 
 def test_errors_and_weights_are_those_of_one_process(
     weight: float, test_data: Path, one_picture: Path, tmp_path: Path
 ) -> None:
-    """Alone, matched at the start and through the graph; and beside the tasks' losses. To a thousandth: a variance divides by
-    one less than the number of values, and a process sees half of them."""
+    """Alone, matched at the start and through the graph; and beside the tasks' losses.
+
+    To a thousandth: a variance divides by one less than the number of values, and a process sees half of them."""
     weights = test_data / "weights" / "yolov5n.pt"
     one = run(one_picture, tmp_path / "one", weights, weight, 1)
     two = run(one_picture, tmp_path / "two", weights, weight, 2)
