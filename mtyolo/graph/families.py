@@ -62,6 +62,11 @@ class FamilyModel(nn.Module):
     def train(self, mode: bool = True) -> FamilyModel:
         return super().train(False)
 
+    @property
+    def largest_stride(self) -> int:
+        """Input sizes must be a multiple of this."""
+        return max(self.strides)
+
     def layer(self, number: int) -> nn.Module:
         return self.network.get_submodule(f"model.{number}")
 

@@ -150,6 +150,22 @@ def test_a_size_that_the_teacher_can_not_take_is_refused(yolov5n: str, official:
         open_teacher(teacher_of(yolov5n, size=300), official, 320)
 
 
+def test_a_family_of_four_levels_asks_for_pixels_of_its_own_largest_stride(tmp_path: Path) -> None:
+    weights, student = family_file(tmp_path, "yolov8n-p6.yaml"), tiny_model()
+    with pytest.raises(ConfigError, match=r"160 pixels is no multiple of its largest stride 64; give it a size"):
+        open_teacher(teacher_of(weights), student, 160)
+    teacher = open_teacher(teacher_of(weights, size=192), student, 160)
+    assert teacher.record([20]).keys() == {20}
+    found = teacher(torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0)))
+    assert [level.shape[2:4] for level in found.detect] == [(20, 20), (10, 10), (5, 5)]
+
+
+def test_a_teacher_without_the_students_strides_is_refused_before_training(tmp_path: Path) -> None:
+    weights = family_file(tmp_path, "yolov3-tiny.yaml", scales={"": [0.2, 0.05, 256]})
+    with pytest.raises(ConfigError, match=r"its head has strides \[16, 32\], none at the student's 8; take a teacher"):
+        open_teacher(teacher_of(weights), tiny_model(), SIZE)
+
+
 @pytest.mark.slow
 def test_a_larger_input_gives_its_own_findings_at_the_students_scale(
     yolov5n: str, official: Model, pictures: Tensor
