@@ -11,6 +11,7 @@ from typing import Any
 
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.handover import hand_over, learned_by
 from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
@@ -134,12 +135,14 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
+            hand_over(state.learned, work.distiller)
             begin_stage(state, stage, work, tools)
         saved = None
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
             with reading():
                 train_epoch(state, stage, work, tools)
                 end_epoch(state, stage, work, tools)
+        state.learned |= learned_by(work.distiller)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
