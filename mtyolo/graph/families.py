@@ -23,6 +23,7 @@ BOX_VALUES = 4
 
 NETWORKS = {
     "Detect": "DetectionModel",
+    "v10Detect": "DetectionModel",
     "Segment": "SegmentationModel",
     "Segment26": "SegmentationModel",
     "Pose": "PoseModel",
@@ -130,15 +131,19 @@ def _from_tensors(path: Path, graph: str) -> FamilyModel:
 
 def _build(place: str, content: dict[str, Any], kind: str, classes: int) -> nn.Module:
     if kind not in NETWORKS:
-        raise CheckpointError(f"{place}: its head is {kind}; teachers have one of {', '.join(NETWORKS)}")
+        raise CheckpointError(
+            f"{place}: its head, {kind}, can not teach: a teacher tells for each cell an upright box and the scores of "
+            f"its classes; take a detect, segment or pose model, with a head of {', '.join(NETWORKS)}"
+        )
     with process_left_as_it_was():
         from ultralytics.nn import tasks
 
         _refuse_more_than_layers(place, content, vars(tasks))
         network = getattr(tasks, NETWORKS[kind])(content, nc=classes, verbose=False)
     # Newer families choose by one-to-one matching; what teaches is the dense head.
-    if getattr(network, "end2end", False):
-        network.end2end = False
+    last: Any = network.get_submodule("model")[-1]  # type: ignore[index]
+    if getattr(last, "end2end", False):
+        last.end2end = False
     return network
 
 

@@ -92,6 +92,34 @@ def binary_masks(coefficients: Tensor, prototypes: Tensor, boxes_xyxy: Tensor, s
 
 
 @pytest.mark.parametrize(
+    ("graph", "size"), [("yolov8n.yaml", None), ("yolov10n.yaml", None), ("yolov8n.yaml", 128), ("yolo26n.yaml", None)]
+)
+def test_boxes_in_the_students_rows_are_those_of_the_ultralytics_model(
+    graph: str, size: int | None, tmp_path: Path
+) -> None:
+    """Of heads that match one to one, too, it is the other one that teaches: all cells say what they see."""
+    student, images, weights = student_with(), noise(), family_file(tmp_path, graph)
+    teacher, side = teacher_from(weights, student, "scaled", size), size or SIDE
+    own = one_to_many(weights, torch.nn.functional.interpolate(images, (side, side), mode="bilinear"))
+    assert_boxes_and_scores_agree(teacher(images), student, at_the_students_cells(own, len(NAMES), side), SIDE / side)
+
+
+def one_to_many(weights: Path, pixels: Tensor) -> Tensor:
+    """[B, rows, 4 + classes] of the file as the package itself loads it, xywh."""
+    network = torch.load(weights, weights_only=False)["model"].eval()
+    head = network.model[-1]
+    with torch.no_grad():
+        _, said = network(pixels)
+        raw = said.get("one2many", said)
+        assert not torch.equal(raw["scores"], said.get("one2one", {"scores": torch.zeros(1)})["scores"])
+        distances = head.dfl(raw["boxes"])
+        anchors, strides = head.anchors, head.strides
+        x1y1, x2y2 = anchors - distances[:, :2], anchors + distances[:, 2:]
+        boxes = torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), 1) * strides
+    return torch.cat((boxes, raw["scores"].sigmoid()), 1).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
     ("graph", "size"), [("yolov8n-seg.yaml", None), ("yolo11n-seg.yaml", 128), ("yolo26n-seg.yaml", None)]
 )
 def test_masks_in_the_students_rows_are_those_of_the_ultralytics_model(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_families import family_file
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
@@ -251,6 +252,26 @@ def test_a_layer_of_a_family_that_gives_no_features_is_refused(layer: int, messa
     teacher = open_teacher(teacher_of(weights, output={"keypoints": 1}), tiny_model(keypoint={}), SIZE)
     with pytest.raises(ConfigError, match=message):
         teacher.record([16, layer])
+
+
+@pytest.mark.parametrize(
+    ("graph", "head"),
+    [
+        ("rtdetr-l.yaml", "RTDETRDecoder"),
+        ("yolov8n-obb.yaml", "OBB"),
+        ("yolov8n-cls.yaml", "Classify"),
+        ("yolov8s-worldv2.yaml", "WorldDetect"),
+        ("yoloe-11s.yaml", "YOLOEDetect"),
+        ("yolo26n-sem.yaml", "SemanticSegment"),
+    ],
+)
+def test_a_family_whose_head_says_nothing_of_cells_is_refused(graph: str, head: str, tmp_path: Path) -> None:
+    weights = tmp_path / "t.safetensors"
+    save_file({"model.0.conv.weight": torch.zeros(1)}, weights)
+    with pytest.raises(
+        CheckpointError, match=rf"{graph}: its head, {head}, can not teach: .*take a detect, segment or"
+    ):
+        open_teacher(teacher_of(weights, graph=graph, classes="by-number"), tiny_model(), SIZE)
 
 
 def test_a_teacher_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
