@@ -18,7 +18,7 @@ from mtyolo.distill.layout import EDGE, boxes_at, geometry
 from mtyolo.distill.teachers import Teacher, open_teacher
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.graph.blocks import process_left_as_it_was
-from mtyolo.graph.families import FamilyModel, FamilyOutputs
+from mtyolo.graph.families import FamilyModel, FamilyOutputs, open_family
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
 from mtyolo.tasks.keypoint.decode import points_of
@@ -102,6 +102,18 @@ def test_boxes_in_the_students_rows_are_those_of_the_ultralytics_model(
     teacher, side = teacher_from(weights, student, "scaled", size), size or SIDE
     own = one_to_many(weights, torch.nn.functional.interpolate(images, (side, side), mode="bilinear"))
     assert_boxes_and_scores_agree(teacher(images), student, at_the_students_cells(own, len(NAMES), side), SIDE / side)
+
+
+def test_a_head_that_matches_one_to_one_by_default_teaches_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in some versions of the package."""
+    weights = family_file(tmp_path, "yolov10n.yaml")
+    expected = one_to_many(weights, noise())
+    with process_left_as_it_was():
+        from ultralytics.nn.modules import v10Detect
+    monkeypatch.setattr(v10Detect, "_end2end", True, raising=False)
+    assert torch.allclose(open_family(weights)(noise()).rows, expected, atol=1e-3)
 
 
 def one_to_many(weights: Path, pixels: Tensor) -> Tensor:
