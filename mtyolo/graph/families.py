@@ -21,6 +21,8 @@ from mtyolo.graph.official import read_pickled
 BOX_VALUES = 4
 """x, y, width, height; then classes: these heads have no objectness."""
 
+CHANNELS = 3
+
 NETWORKS = {
     "Detect": "DetectionModel",
     "v10Detect": "DetectionModel",
@@ -135,6 +137,7 @@ def _build(place: str, content: dict[str, Any], kind: str, classes: int) -> nn.M
             f"{place}: its head, {kind}, can not teach: a teacher tells for each cell an upright box and the scores of "
             f"its classes; take a detect, segment or pose model, with a head of {', '.join(NETWORKS)}"
         )
+    _refuse_other_channels(place, content)
     with process_left_as_it_was():
         from ultralytics.nn import tasks
 
@@ -145,6 +148,15 @@ def _build(place: str, content: dict[str, Any], kind: str, classes: int) -> nn.M
     if getattr(last, "end2end", False):
         last.end2end = False
     return network
+
+
+def _refuse_other_channels(place: str, content: dict[str, Any]) -> None:
+    channels = content.get("channels", content.get("ch", CHANNELS))
+    if channels != CHANNELS:
+        raise CheckpointError(
+            f"{place}: takes pictures of {channels} channels, and students look at {CHANNELS}, red, green and blue; "
+            "take a teacher of colour pictures"
+        )
 
 
 def _refuse_more_than_layers(place: str, content: dict[str, Any], known: Mapping[str, Any]) -> None:

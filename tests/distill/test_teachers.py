@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_families import family_file
+from tiny_families import SMALL, family_file
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from mtyolo.distill.classes import class_columns
 from mtyolo.distill.layout import Cells, Layout, boxes_at, cells_of, choose_classes, from_scores, geometry, to_layout
 from mtyolo.distill.teachers import open_teacher
 from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.graph.blocks import process_left_as_it_was
 from mtyolo.graph.families import open_family
 from mtyolo.model import Model
 from mtyolo.tasks.maps import joined_rows
@@ -272,6 +273,19 @@ def test_a_family_whose_head_says_nothing_of_cells_is_refused(graph: str, head: 
         CheckpointError, match=rf"{graph}: its head, {head}, can not teach: .*take a detect, segment or"
     ):
         open_teacher(teacher_of(weights, graph=graph, classes="by-number"), tiny_model(), SIZE)
+
+
+@pytest.mark.parametrize("key", ["channels", "ch"])
+def test_a_family_that_looks_at_grey_pictures_is_refused_as_such(key: str, tmp_path: Path) -> None:
+    """Versions of the package call it one or the other."""
+    with process_left_as_it_was():
+        from ultralytics.nn import tasks
+
+        network = tasks.DetectionModel(tasks.yaml_model_load("yolov8n.yaml") | SMALL, ch=1, nc=2, verbose=False)
+    network.yaml[key] = network.yaml.pop("channels")
+    torch.save({"model": network}, tmp_path / "t.pt")
+    with pytest.raises(CheckpointError, match=r"t\.pt: takes pictures of 1 channels, and students look at 3"):
+        open_teacher(teacher_of(tmp_path / "t.pt"), tiny_model(), SIZE)
 
 
 def test_a_teacher_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
