@@ -16,6 +16,7 @@ from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
+from mtyolo.training.distilling import refuse_unjudged
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
 from mtyolo.training.optimizer import set_rates
@@ -95,6 +96,8 @@ def train_in_group(
     splits = open_splits(opened, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
+    if not saved:
+        refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)
     with ExitStack() as held:
         folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
