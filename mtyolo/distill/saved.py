@@ -172,7 +172,7 @@ class Held(NamedTuple):
     """What a folder's files hold."""
 
     channels: dict[int, int]
-    """Of feature maps, by the teacher's layer."""
+    """Of feature maps, by the teacher's layer, fine to coarse: not every neck has its layers in this order."""
     tasks: tuple[str, ...]
     points: int | None
 
@@ -183,7 +183,8 @@ def held_by(folder: Path) -> Held:
     if some is None:
         raise StoreError(f"{folder}: holds no outputs of its teacher yet; they are made{_by_its_teacher(folder)}")
     shapes = read_layout(some, _by_its_teacher(folder))
-    channels = {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
+    features = {int(name.split(".")[1]): shape for name, shape in shapes.items() if name.startswith("feature.")}
+    channels = {number: features[number][-1] for number in sorted(features, key=lambda number: -features[number][0])}
     tasks = tuple(task for task, name in TENSOR_OF.items() if name in shapes)
     points = shapes[TENSOR_OF["keypoint"]][-1] // POINT_VALUES if "keypoint" in tasks else None
     return Held(channels, tasks, points)

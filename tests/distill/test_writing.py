@@ -22,6 +22,7 @@ from mtyolo.api import build
 from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.feature_terms import make_feature_terms
 from mtyolo.distill.lessons import open_lessons
 from mtyolo.distill.writing import save_outputs
 from mtyolo.errors import ConfigError, StoreError
@@ -69,6 +70,17 @@ def test_what_was_saved_is_what_teaches(images: Tensor, tmp_path: Path) -> None:
         *((found.features[number], features[number]) for number in features),
     ]
     assert all(torch.equal(one.half(), other.half()) for one, other in pairs)
+
+
+def test_what_a_folder_holds_of_a_neck_is_paired_fine_to_coarse(images: Tensor, tmp_path: Path) -> None:
+    """YOLOv3's head takes 27, 22, 15."""
+    student = shape_model()
+    features = {number: torch.rand(len(images), 8, side, side) for number, side in ((15, 2), (22, 4), (27, 8))}
+    save_outputs(tmp_path, student, images, said(images)._replace(segment=None, keypoint=None), features)
+    teacher = {"weights": str(tmp_path), "features": [{"method": "fitnets"}]}
+    opened = open_lessons(TeacherConfig.model_validate(teacher), student, SIDE, CPU)
+    (term,) = make_feature_terms(TeacherConfig.model_validate(teacher), student, opened)
+    assert [(pair.student, pair.teacher) for pair in term.pairs] == [(17, 27), (20, 22), (23, 15)]
 
 
 def test_files_may_be_written_without_mtyolo_as_the_documentation_says(images: Tensor, tmp_path: Path) -> None:
