@@ -9,7 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import say
-from mtyolo.config.plan import read_plan
+from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.config.training import AugmentConfig, TrainConfig
 
@@ -126,10 +126,8 @@ def train(
         raise typer.BadParameter("a new run needs --model and --data; --resume FOLDER goes on with one")
     given = {name: value for name, value in context.params.items() if name in TrainConfig.model_fields}
     automatic = given["batch"] == AUTOMATIC
-    if automatic and plan is not None and read_plan(plan).assistants:
-        raise typer.BadParameter(
-            "--batch auto measures the student, and the plan's assistants may be larger; say how many"
-        )
+    if automatic and plan is not None:
+        refuse_what_is_not_measured(read_plan(plan))
     if resume is not None:
         others = {"plan": plan, "model": model, "weights": weights, "out": out, "config": config}
         switches = {"freeze_det": freeze_det, "no_augment": no_augment}
@@ -199,6 +197,22 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
     fixed = [stage.epochs for stage in stages if stage.epochs is not None]
     if given.get("epochs") is not None and len(fixed) == len(stages):
         say(f"--epochs has no effect: each stage of the plan {name} names its own, {sum(fixed)} in all")
+
+
+def refuse_what_is_not_measured(plan: PlanConfig) -> None:
+    """Whose memory --batch auto knows nothing of. A cache asks its teacher, too, for pictures that are new to it."""
+    from mtyolo.distill.saved import is_saved
+
+    if plan.assistants:
+        raise typer.BadParameter(
+            "--batch auto measures the student, and the plan's assistants may be larger; say how many"
+        )
+    asked = next((teacher for teacher in plan.teachers if not is_saved(Path(teacher))), None)
+    if asked is not None:
+        raise typer.BadParameter(
+            f"--batch auto measures the student alone, and the plan's teacher {asked} is asked beside it; say how "
+            "many, or let a folder of saved outputs teach"
+        )
 
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:

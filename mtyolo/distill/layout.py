@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtyolo.errors import ConfigError
 from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 from mtyolo.tasks.anchors import MATCH_RATIO, anchor_rows
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
@@ -131,12 +130,6 @@ def to_layout(cells: dict[int, Cells], target: Layout, size: Shape, scale: float
     cells of the teacher fall into one of the student's, the surest counts. A head with another number of anchors gives
     every row of a cell its surest. Rows that can not express the box, by reach or by anchor, are background.
     """
-    missing = next((stride for stride in target.strides if stride not in cells), None)
-    if missing is not None:
-        raise ConfigError(
-            f"the teacher's head has strides {sorted(cells)}, none at the student's {missing}; "
-            "take a teacher with the same strides, or leave out its `output`"
-        )
     maps, coefficients, keypoints = [], [], []
     shapes = target.shapes(size)
     for anchors, stride, shape in zip(target.anchors, target.strides, shapes, strict=True):

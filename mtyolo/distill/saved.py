@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -53,9 +53,10 @@ class SavedLessons:
         self.folder = folder
         self.teacher = teacher
         self.by = "" if teacher is not None else _by_its_teacher(folder)
-        if teacher is not None and not (folder / CARD).exists():
-            write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
-        _check(folder, card)
+        if teacher is not None:
+            begin_folder(folder, card)
+        else:
+            _check(folder, card)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
     def ask(self, images: Tensor) -> Answer:
@@ -90,11 +91,23 @@ class SavedLessons:
                 f"{self.folder}: has no outputs for one of the pictures ({paths[0].stem}); save outputs of these very "
                 "pictures: same size, and no random augmentation"
             )
-        tensors = _named(self.teacher.lesson(pixels(images)))
-        for number, path in enumerate(paths):
-            one = {name: tensor[number].half().cpu().movedim(0, 2).contiguous() for name, tensor in tensors.items()}
-            with replacing(path, lasting=False) as temporary:
-                save_file(one, temporary)
+        write_lesson(self.teacher.lesson(pixels(images)), paths)
+
+
+def begin_folder(folder: Path, card: Mapping[str, Any]) -> None:
+    """A card, where there is none. Raises StoreError where the folder holds other outputs."""
+    if not (folder / CARD).exists():
+        write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
+    _check(folder, card)
+
+
+def write_lesson(lesson: Lesson, paths: Sequence[Path]) -> None:
+    """A file for each picture of a batch."""
+    tensors = named_tensors(lesson)
+    for number, path in enumerate(paths):
+        one = {name: tensor[number].half().cpu().movedim(0, 2).contiguous() for name, tensor in tensors.items()}
+        with replacing(path, lasting=False) as temporary:
+            save_file(one, temporary)
 
 
 def _cores_are_busy(device: torch.device) -> bool:
@@ -159,7 +172,7 @@ class Held(NamedTuple):
     """What a folder's files hold."""
 
     channels: dict[int, int]
-    """Of feature maps, by the teacher's layer."""
+    """Of feature maps, by the teacher's layer, fine to coarse: not every neck has its layers in this order."""
     tasks: tuple[str, ...]
     points: int | None
 
@@ -170,7 +183,8 @@ def held_by(folder: Path) -> Held:
     if some is None:
         raise StoreError(f"{folder}: holds no outputs of its teacher yet; they are made{_by_its_teacher(folder)}")
     shapes = read_layout(some, _by_its_teacher(folder))
-    channels = {int(name.split(".")[1]): shape[-1] for name, shape in shapes.items() if name.startswith("feature.")}
+    features = {int(name.split(".")[1]): shape for name, shape in shapes.items() if name.startswith("feature.")}
+    channels = {number: features[number][-1] for number in sorted(features, key=lambda number: -features[number][0])}
     tasks = tuple(task for task, name in TENSOR_OF.items() if name in shapes)
     points = shapes[TENSOR_OF["keypoint"]][-1] // POINT_VALUES if "keypoint" in tasks else None
     return Held(channels, tasks, points)
@@ -178,7 +192,10 @@ def held_by(folder: Path) -> Held:
 
 def _by_its_teacher(folder: Path) -> str:
     """How outputs come into a folder that teaches alone, as the end of a sentence."""
-    return f" by a run whose plan names the teacher itself, with cache: true and folder: {folder}"
+    return (
+        f" by a run whose plan names the teacher itself, with cache: true and folder: {folder}; or by the program that "
+        "wrote it"
+    )
 
 
 def _check(folder: Path, card: Mapping[str, Any]) -> None:
@@ -203,7 +220,8 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "…"
 
 
-def _named(lesson: Lesson) -> dict[str, Tensor]:
+def named_tensors(lesson: Lesson) -> dict[str, Tensor]:
+    """What a file holds of a picture, here of a batch."""
     outputs, segment = lesson.outputs, lesson.outputs.segment
     named = {f"detect.{number}": level for number, level in enumerate(outputs.detect)}
     if segment is not None:

@@ -25,8 +25,6 @@ from mtyolo.model import Model
 from mtyolo.structures import Outputs
 from mtyolo.tasks.detect.decode import decode
 
-COARSEST_FAMILY_STRIDE = 32
-
 CLASSLESS_TERMS = {"masks", "keypoints"}
 """A teacher of people can teach points to a student that knows more than people."""
 
@@ -79,7 +77,7 @@ class Teacher(nn.Module):
 
     @property
     def largest_stride(self) -> int:
-        return self.source.largest_stride if isinstance(self.source, Model) else COARSEST_FAMILY_STRIDE
+        return self.source.largest_stride
 
     def train(self, mode: bool = True) -> Teacher:
         return super().train(False)
@@ -142,6 +140,12 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
         raise ConfigError(
             f"teacher {config.weights}: {side} pixels is no multiple of its largest stride {teacher.largest_stride}; "
             "give it a size of its own"
+        )
+    missing = next((stride for stride in student.strides if stride not in source.strides), None)
+    if missing is not None:
+        raise ConfigError(
+            f"teacher {config.weights}: its head has strides {sorted(source.strides)}, none at the student's "
+            f"{missing}; take a teacher with the student's strides"
         )
     return teacher
 

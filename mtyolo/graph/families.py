@@ -21,8 +21,11 @@ from mtyolo.graph.official import read_pickled
 BOX_VALUES = 4
 """x, y, width, height; then classes: these heads have no objectness."""
 
+CHANNELS = 3
+
 NETWORKS = {
     "Detect": "DetectionModel",
+    "v10Detect": "DetectionModel",
     "Segment": "SegmentationModel",
     "Segment26": "SegmentationModel",
     "Pose": "PoseModel",
@@ -61,6 +64,11 @@ class FamilyModel(nn.Module):
 
     def train(self, mode: bool = True) -> FamilyModel:
         return super().train(False)
+
+    @property
+    def largest_stride(self) -> int:
+        """Input sizes must be a multiple of this."""
+        return max(self.strides)
 
     def layer(self, number: int) -> nn.Module:
         return self.network.get_submodule(f"model.{number}")
@@ -125,16 +133,30 @@ def _from_tensors(path: Path, graph: str) -> FamilyModel:
 
 def _build(place: str, content: dict[str, Any], kind: str, classes: int) -> nn.Module:
     if kind not in NETWORKS:
-        raise CheckpointError(f"{place}: its head is {kind}; teachers have one of {', '.join(NETWORKS)}")
+        raise CheckpointError(
+            f"{place}: its head, {kind}, can not teach: a teacher tells for each cell an upright box and the scores of "
+            f"its classes; take a detect, segment or pose model, with a head of {', '.join(NETWORKS)}"
+        )
+    _refuse_other_channels(place, content)
     with process_left_as_it_was():
         from ultralytics.nn import tasks
 
         _refuse_more_than_layers(place, content, vars(tasks))
         network = getattr(tasks, NETWORKS[kind])(content, nc=classes, verbose=False)
     # Newer families choose by one-to-one matching; what teaches is the dense head.
-    if getattr(network, "end2end", False):
-        network.end2end = False
+    last: Any = network.get_submodule("model")[-1]  # type: ignore[index]
+    if getattr(last, "end2end", False):
+        last.end2end = False
     return network
+
+
+def _refuse_other_channels(place: str, content: dict[str, Any]) -> None:
+    channels = content.get("channels", content.get("ch", CHANNELS))
+    if channels != CHANNELS:
+        raise CheckpointError(
+            f"{place}: takes pictures of {channels} channels, and students look at {CHANNELS}, red, green and blue; "
+            "take a teacher of colour pictures"
+        )
 
 
 def _refuse_more_than_layers(place: str, content: dict[str, Any], known: Mapping[str, Any]) -> None:

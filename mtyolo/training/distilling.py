@@ -113,6 +113,21 @@ def refuse(stage: StageConfig, config: TrainConfig, *, stored: bool, processes: 
         )
 
 
+def refuse_unjudged(plan: PlanConfig, model: Model, judge: Judge | None, split: Split | None) -> None:
+    """Raises ConfigError for a stage, of assistants, too, that would try weights with nothing to say whether they
+    help. split: for validation, or None."""
+    labels = [] if judge is None or split is None else [record.labels for record in split.records]
+    if any(len(one.classes) and one.labelled.intersection(model.tasks) for one in labels):
+        return
+    stages = [stage for learner in (*plan.assistants, plan) for stage in learner.stages]
+    lost = next((stage.name for stage in stages if stage.distill is not None and stage.distill.dynamic), None)
+    if lost is not None:
+        raise ConfigError(
+            f"plan: stage {lost!r}: distill: dynamic asks the validation metric which terms help, and there is none; "
+            f"name a val split with labels for {', '.join(model.tasks)} in the data, or leave dynamic out"
+        )
+
+
 def teacher_reports(
     distiller: Distiller, judge: Judge, model: Model, split: Split, config: TrainConfig, store: FeatureStore | None
 ) -> Iterator[str]:
@@ -148,4 +163,13 @@ def _unchecked(course: Course, tasks: tuple[str, ...], split: Split) -> str | No
     return None
 
 
-__all__ = ["DISTILL", "DistilledObjective", "name_classes", "refuse", "repeats", "stage_distiller", "teacher_reports"]
+__all__ = [
+    "DISTILL",
+    "DistilledObjective",
+    "name_classes",
+    "refuse",
+    "refuse_unjudged",
+    "repeats",
+    "stage_distiller",
+    "teacher_reports",
+]

@@ -13,6 +13,7 @@ from mtyolo.assembly import assemble
 from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.handover import Learned
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.standin import stand_in
@@ -39,6 +40,8 @@ class RunState:
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
+    learned: Learned = field(default_factory=dict)
+    """What teachers' terms have learned in the stages before this one."""
 
     def configure(self, config: ModelConfig) -> None:
         """From now on this describes the model: in this run, resumed, and in its weights."""
@@ -61,6 +64,7 @@ class RunState:
             "run": self.run.state_dict(),
             "position": self.position.as_dict(),
             "means": self.means.as_dict(),
+            "learned": self.learned,
             "work": None if work is None else work.state_dict(),
             "random": random_states(),
         }
@@ -77,6 +81,7 @@ class RunState:
         self.run.load_state_dict(saved["run"])
         self.position = Position(**saved["position"])
         self.means = Means(saved["means"])
+        self.learned = saved.get("learned", {})  # earlier versions threw it away
         set_random_states(saved["random"])
 
     def resume_work(self, work: StageWork, saved: dict[str, Any]) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
+from mtyolo.distill.handover import hand_over, learned_by
 from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
+from mtyolo.training.distilling import refuse_unjudged
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
 from mtyolo.training.optimizer import set_rates
@@ -94,6 +96,8 @@ def train_in_group(
     splits = open_splits(opened, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
+    if not saved:
+        refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)
     with ExitStack() as held:
         folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
@@ -134,12 +138,14 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
+            hand_over(state.learned, work.distiller)
             begin_stage(state, stage, work, tools)
         saved = None
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
             with reading():
                 train_epoch(state, stage, work, tools)
                 end_epoch(state, stage, work, tools)
+        state.learned |= learned_by(work.distiller)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()

@@ -23,6 +23,7 @@ from mtyolo.model import Model
 from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
+from mtyolo.training.learned import add_learned, in_groups_of_now
 from mtyolo.training.loading import StageLoader
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import Losses, Objective, TasksObjective
@@ -104,6 +105,9 @@ class StageWork:
         return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.distiller is not None:
+            learned = list(self.distiller.parameters())
+            state = state | {"optimizer": in_groups_of_now(state["optimizer"], self.optimizer, learned)}
         for name, part in self._stateful().items():
             if name in state:  # earlier versions kept fewer
                 part.load_state_dict(state[name])
@@ -137,8 +141,7 @@ def make_work(
     if stage.config.weight_decay is not None:
         config = config.model_copy(update={"weight_decay": stage.config.weight_decay})
     optimizer = make_optimizer(model, lr_scales(model, stage), config, stage.config.optimizer or config.optimizer)
-    if learned:
-        optimizer.add_param_group({"params": learned, "scale": 1.0, "weight_decay": config.weight_decay})
+    add_learned(optimizer, learned, config.weight_decay)
     return StageWork(
         objective=objective,
         balancer=make_balancer(stage.config.balance or plan.balance, losses, weights),

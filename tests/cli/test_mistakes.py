@@ -104,12 +104,24 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
         (["--seed", "4294967296"], ["seed", "4294967295"]),
         (["--imgsz", "1000000000"], ["imgsz", "16384"]),
         (["--batch", "auto", "--plan", "distill-in-two-steps"], ["--batch auto", "assistants"]),
+        (["--batch", "auto", "--plan", "distill-outputs"], ["--batch auto", "teacher", "is asked beside it; say how"]),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_wrong_option_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", *arguments], capsys)
     assert all(word in said for word in words), said
+
+
+def test_beside_saved_outputs_the_student_is_all_that_batch_auto_must_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "teacher.json", "{}")
+    stages = [{"name": "one", "distill": {"teachers": [{"weights": str(tmp_path), "output": {"kl": 1}}]}}]
+    plan = written(tmp_path / "plan.yaml", yaml.safe_dump({"stages": stages}))
+    model, data = "yolov5n.yaml", tmp_path / "data.yaml"
+    said = refusal(["train", "--model", model, "--data", data, "--batch", "auto", "--plan", plan], capsys)
+    assert "data.yaml: no such file" in said
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
+from mtyolo.training.splits import Data
 from mtyolo.training.train import train
 
 SIDE = 64
@@ -66,7 +67,7 @@ def shape_config(epochs: int = 1, **options: Any) -> TrainConfig:
 
 def distilled(
     student: Model,
-    shapes: Path,
+    data: Data,
     out: Path,
     distill: Mapping[str, Any],
     *,
@@ -76,7 +77,7 @@ def distilled(
     progress: bool = False,
 ) -> Run:
     plan = {"stages": [{"name": "d", "augment": False, "distill": distill, **(stage or {})}]}
-    return train(student, shapes, plan=plan, config=config, out=out, judge=judge, progress=progress)
+    return train(student, data, plan=plan, config=config, out=out, judge=judge, progress=progress)
 
 
 @dataclass

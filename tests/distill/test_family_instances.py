@@ -18,7 +18,7 @@ from mtyolo.distill.layout import EDGE, boxes_at, geometry
 from mtyolo.distill.teachers import Teacher, open_teacher
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.graph.blocks import process_left_as_it_was
-from mtyolo.graph.families import FamilyModel, FamilyOutputs
+from mtyolo.graph.families import FamilyModel, FamilyOutputs, open_family
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
 from mtyolo.tasks.keypoint.decode import points_of
@@ -89,6 +89,46 @@ def binary_masks(coefficients: Tensor, prototypes: Tensor, boxes_xyxy: Tensor, s
         from ultralytics.utils.ops import process_mask
     found: Tensor = process_mask(prototypes, coefficients, boxes_xyxy, (side, side))
     return found.bool()
+
+
+@pytest.mark.parametrize(
+    ("graph", "size"), [("yolov8n.yaml", None), ("yolov10n.yaml", None), ("yolov8n.yaml", 128), ("yolo26n.yaml", None)]
+)
+def test_boxes_in_the_students_rows_are_those_of_the_ultralytics_model(
+    graph: str, size: int | None, tmp_path: Path
+) -> None:
+    """Of heads that match one to one, too, it is the other one that teaches: all cells say what they see."""
+    student, images, weights = student_with(), noise(), family_file(tmp_path, graph)
+    teacher, side = teacher_from(weights, student, "scaled", size), size or SIDE
+    own = one_to_many(weights, torch.nn.functional.interpolate(images, (side, side), mode="bilinear"))
+    assert_boxes_and_scores_agree(teacher(images), student, at_the_students_cells(own, len(NAMES), side), SIDE / side)
+
+
+def test_a_head_that_matches_one_to_one_by_default_teaches_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in some versions of the package."""
+    weights = family_file(tmp_path, "yolov10n.yaml")
+    expected = one_to_many(weights, noise())
+    with process_left_as_it_was():
+        from ultralytics.nn.modules import v10Detect
+    monkeypatch.setattr(v10Detect, "_end2end", True, raising=False)
+    assert torch.allclose(open_family(weights)(noise()).rows, expected, atol=1e-3)
+
+
+def one_to_many(weights: Path, pixels: Tensor) -> Tensor:
+    """[B, rows, 4 + classes] of the file as the package itself loads it, xywh."""
+    network = torch.load(weights, weights_only=False)["model"].eval()
+    head = network.model[-1]
+    with torch.no_grad():
+        _, said = network(pixels)
+        raw = said.get("one2many", said)
+        assert not torch.equal(raw["scores"], said.get("one2one", {"scores": torch.zeros(1)})["scores"])
+        distances = head.dfl(raw["boxes"])
+        anchors, strides = head.anchors, head.strides
+        x1y1, x2y2 = anchors - distances[:, :2], anchors + distances[:, 2:]
+        boxes = torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), 1) * strides
+    return torch.cat((boxes, raw["scores"].sigmoid()), 1).transpose(1, 2)
 
 
 @pytest.mark.parametrize(

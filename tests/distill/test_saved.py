@@ -122,12 +122,22 @@ def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_files_of_another_format_are_refused(weights: str, tmp_path: Path, alone: bool) -> None:
+@pytest.mark.parametrize(
+    ("key", "other", "needed"),
+    [
+        ("format", "mtyolo-teacher/1", "mtyolo-teacher/2"),
+        ("preprocessing", "BGR, stretched", "RGB, letterboxed, grey 114"),
+    ],
+)
+def test_outputs_of_another_format_or_of_pictures_made_otherwise_are_refused(
+    key: str, other: str, needed: str, weights: str, tmp_path: Path, alone: bool
+) -> None:
     folder = tmp_path / "lessons"
     opened(weights, folder)
     card = json.loads((folder / "teacher.json").read_text())
-    (folder / "teacher.json").write_text(json.dumps(card | {"format": "mtyolo-teacher/1"}))
-    with pytest.raises(StoreError, match="holds outputs with format mtyolo-teacher/1, this run needs mtyolo-teacher/2"):
+    assert card[key] == needed
+    (folder / "teacher.json").write_text(json.dumps(card | {key: other}))
+    with pytest.raises(StoreError, match=f"holds outputs with {key} {other}, this run needs {needed}"):
         opened(folder if alone else weights, None if alone else folder)
 
 

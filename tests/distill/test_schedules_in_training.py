@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from shape_runs import SCALED, Verdict, distilled, shape_config, shape_model, teacher_file
 
+from mtyolo.config.data import DataConfig
+from mtyolo.errors import ConfigError
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
+from mtyolo.training.splits import Data
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
@@ -100,14 +104,14 @@ MISSED = (0.0, 0.1, 0.2, 0.21, 0.3, 0.4)
 NOT_MISSED = (0.0, 0.1, 0.2, 0.4, 0.5, 0.6)
 
 
-def dynamic(weights: str, shapes: Path, out: Path, judge: Judge) -> Run:
+def dynamic(weights: str, data: Data, out: Path, judge: Judge | None) -> Run:
     distill = {
         "teachers": [{"weights": weights, "output": SCALED | {"kl": 1.0}}],
         "dynamic": True,
         "check": False,
     }
     config = shape_config(5, batch=6)
-    return distilled(shape_model(), shapes, out, distill, config=config, judge=judge, stage=STANDSTILL)
+    return distilled(shape_model(), data, out, distill, config=config, judge=judge, stage=STANDSTILL)
 
 
 def losses_of(run: Run, term: str) -> list[float]:
@@ -133,6 +137,21 @@ def test_dynamic_weights_leave_a_term_at_half_that_is_not_missed(weights: str, s
     run = dynamic(weights, shapes, tmp_path / "run", Judge(Course(NOT_MISSED)))
     assert losses_of(run, "scaled") == pytest.approx([1, 1, 0.5, 0.5, 0.5], rel=1e-3)
     assert losses_of(run, "kl") == pytest.approx([1, 1, 1, 1, 0.5], rel=1e-3)
+
+
+@pytest.mark.parametrize("lacking", ["val", "labels", "judge"])
+def test_dynamic_weights_need_a_validation_to_say_what_helps(
+    lacking: str, weights: str, shapes: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    if lacking != "judge":
+        del content["annotations"]["val"]
+    if lacking == "val":
+        del content["val"]
+    judge = None if lacking == "judge" else Judge(Course(MISSED))
+    with pytest.raises(ConfigError, match=r"stage 'd': distill: dynamic asks the validation metric .*a val split with"):
+        dynamic(weights, DataConfig.model_validate(content), tmp_path / "run", judge)
+    assert not (tmp_path / "run").exists()
 
 
 def test_dynamic_weights_are_in_the_state_and_go_on_from_there(

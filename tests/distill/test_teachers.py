@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import family_file
+from safetensors.torch import save_file
+from tiny_families import SMALL, family_file
 from tiny_students import SIZE, tiny_model
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from mtyolo.distill.classes import class_columns
 from mtyolo.distill.layout import Cells, Layout, boxes_at, cells_of, choose_classes, from_scores, geometry, to_layout
 from mtyolo.distill.teachers import open_teacher
 from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.graph.blocks import process_left_as_it_was
 from mtyolo.graph.families import open_family
 from mtyolo.model import Model
 from mtyolo.tasks.maps import joined_rows
@@ -150,6 +152,22 @@ def test_a_size_that_the_teacher_can_not_take_is_refused(yolov5n: str, official:
         open_teacher(teacher_of(yolov5n, size=300), official, 320)
 
 
+def test_a_family_of_four_levels_asks_for_pixels_of_its_own_largest_stride(tmp_path: Path) -> None:
+    weights, student = family_file(tmp_path, "yolov8n-p6.yaml"), tiny_model()
+    with pytest.raises(ConfigError, match=r"160 pixels is no multiple of its largest stride 64; give it a size"):
+        open_teacher(teacher_of(weights), student, 160)
+    teacher = open_teacher(teacher_of(weights, size=192), student, 160)
+    assert teacher.record([20]).keys() == {20}
+    found = teacher(torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0)))
+    assert [level.shape[2:4] for level in found.detect] == [(20, 20), (10, 10), (5, 5)]
+
+
+def test_a_teacher_without_the_students_strides_is_refused_before_training(tmp_path: Path) -> None:
+    weights = family_file(tmp_path, "yolov3-tiny.yaml", scales={"": [0.2, 0.05, 256]})
+    with pytest.raises(ConfigError, match=r"its head has strides \[16, 32\], none at the student's 8; take a teacher"):
+        open_teacher(teacher_of(weights), tiny_model(), SIZE)
+
+
 @pytest.mark.slow
 def test_a_larger_input_gives_its_own_findings_at_the_students_scale(
     yolov5n: str, official: Model, pictures: Tensor
@@ -235,6 +253,39 @@ def test_a_layer_of_a_family_that_gives_no_features_is_refused(layer: int, messa
     teacher = open_teacher(teacher_of(weights, output={"keypoints": 1}), tiny_model(keypoint={}), SIZE)
     with pytest.raises(ConfigError, match=message):
         teacher.record([16, layer])
+
+
+@pytest.mark.parametrize(
+    ("graph", "head"),
+    [
+        ("rtdetr-l.yaml", "RTDETRDecoder"),
+        ("yolov8n-obb.yaml", "OBB"),
+        ("yolov8n-cls.yaml", "Classify"),
+        ("yolov8s-worldv2.yaml", "WorldDetect"),
+        ("yoloe-11s.yaml", "YOLOEDetect"),
+        ("yolo26n-sem.yaml", "SemanticSegment"),
+    ],
+)
+def test_a_family_whose_head_says_nothing_of_cells_is_refused(graph: str, head: str, tmp_path: Path) -> None:
+    weights = tmp_path / "t.safetensors"
+    save_file({"model.0.conv.weight": torch.zeros(1)}, weights)
+    with pytest.raises(
+        CheckpointError, match=rf"{graph}: its head, {head}, can not teach: .*take a detect, segment or"
+    ):
+        open_teacher(teacher_of(weights, graph=graph, classes="by-number"), tiny_model(), SIZE)
+
+
+@pytest.mark.parametrize("key", ["channels", "ch"])
+def test_a_family_that_looks_at_grey_pictures_is_refused_as_such(key: str, tmp_path: Path) -> None:
+    """Versions of the package call it one or the other."""
+    with process_left_as_it_was():
+        from ultralytics.nn import tasks
+
+        network = tasks.DetectionModel(tasks.yaml_model_load("yolov8n.yaml") | SMALL, ch=1, nc=2, verbose=False)
+    network.yaml[key] = network.yaml.pop("channels")
+    torch.save({"model": network}, tmp_path / "t.pt")
+    with pytest.raises(CheckpointError, match=r"t\.pt: takes pictures of 1 channels, and students look at 3"):
+        open_teacher(teacher_of(tmp_path / "t.pt"), tiny_model(), SIZE)
 
 
 def test_a_teacher_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Targets
+from mtyolo.training import train as loop
 from mtyolo.training.alignment import level_errors
 from mtyolo.training.run import Run
+from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
 PLAIN = {"augment": False}
@@ -85,6 +87,24 @@ def distilled(
     return train(tiny_model(**(tasks or {})), data, plan=plan, config=config, out=out, progress=False)
 
 
+def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """A run that is asked to stop in this step."""
+    step, done = loop.training_step, []
+
+    def interrupted(*arguments: Any) -> bool:
+        done.append(1)
+        return step(*arguments) or len(done) == steps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", interrupted)
+        with pytest.raises(Interrupted):
+            distilled(**options)
+
+
+def model_in(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "state.pt", weights_only=True)["model"]  # type: ignore[no-any-return]
+
+
 def test_every_term_is_a_named_loss_and_all_are_one_beside_the_tasks(
     weights: str, data: DataConfig, tmp_path: Path
 ) -> None:
@@ -116,23 +136,41 @@ def test_a_run_with_a_teacher_goes_on_to_the_same_weights(
 ) -> None:
     options: dict[str, Any] = {"output": {"scaled": 1.0}, "features": [{"method": "mgd"}], "three_times": True}
     whole = distilled(weights, data, tmp_path / "whole", **options)
-
-    from mtyolo.training import train as loop
-    from mtyolo.training.stopping import Interrupted
-
-    step, steps = loop.training_step, []
-
-    def interrupted(*arguments: Any) -> bool:
-        steps.append(1)
-        return step(*arguments) or len(steps) == stop_after
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_step", interrupted)
-        with pytest.raises(Interrupted):
-            distilled(weights, data, tmp_path / "cut", **options)
+    interrupted_after(stop_after, monkeypatch, weights=weights, data=data, out=tmp_path / "cut", **options)
     train(data=data, resume=tmp_path / "cut", progress=False)
-    first, second = (torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("whole", "cut"))
+    first, second = model_in(tmp_path / "whole"), model_in(tmp_path / "cut")
     assert whole.results
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_of_what_terms_learn_only_biases_do_not_decay(
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"weights": weights, "data": data, "features": [{"method": "mgd"}]}
+    interrupted_after(1, monkeypatch, out=tmp_path / "run", **options)
+    saved = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["work"]
+    *_, decaying, others = saved["optimizer"]["param_groups"]
+    biases = [tensor for tensor in saved["distiller"]["learned"].values() if tensor.ndim == 1]
+    assert decaying["weight_decay"] > 0
+    assert others["weight_decay"] == 0
+    assert len(decaying["params"]) == len(others["params"]) == len(biases) == 6, "two convolutions at three layers"
+    momenta = [saved["optimizer"]["state"][number]["momentum_buffer"].shape for number in others["params"]]
+    assert momenta == [bias.shape for bias in biases]
+
+
+def test_a_run_from_when_these_biases_decayed_ends_as_it_began(
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_it_was(optimizer: Any, learned: Any, decay: float) -> None:
+        optimizer.add_param_group({"params": learned, "scale": 1.0, "weight_decay": decay})
+
+    options = {"weights": weights, "data": data, "features": [{"method": "mgd"}]}
+    with monkeypatch.context() as patch:
+        patch.setattr("mtyolo.training.work.add_learned", as_it_was)
+        distilled(out=tmp_path / "whole", **options)  # type: ignore[arg-type]
+        interrupted_after(3, monkeypatch, out=tmp_path / "cut", **options)
+    train(data=data, resume=tmp_path / "cut", progress=False)
+    first, second = model_in(tmp_path / "whole"), model_in(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -194,9 +232,6 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
 def test_a_resumed_run_finds_its_cache_wherever_one_stands(
     folder: str | None, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtyolo.training import train as loop
-    from mtyolo.training.stopping import Interrupted
-
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     step = loop.training_step

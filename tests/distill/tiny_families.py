@@ -11,6 +11,7 @@ from tiny_students import with_statistics
 from torch import nn
 
 from mtyolo.graph.blocks import process_left_as_it_was
+from mtyolo.graph.families import NETWORKS
 
 SMALL = {"scales": {"n": [0.2, 0.05, 256]}}
 """depth, width, most channels."""
@@ -22,14 +23,13 @@ FALL = 0.7
 
 
 def family_file(folder: Path, graph: str, *, names: Mapping[int, str] = NAMES, **options: Any) -> Path:
-    """A `.pt` of a segment or pose model, as the package saves it. options: of its YAML, such as kpt_shape."""
-    kind = "PoseModel" if "pose" in graph else "SegmentationModel"
+    """A `.pt` of a detect, segment or pose model, as the package saves it. options: of its YAML, such as kpt_shape."""
     torch.manual_seed(0)
     with process_left_as_it_was():
         from ultralytics.nn import tasks
 
         content = tasks.yaml_model_load(graph) | SMALL | options
-        network = getattr(tasks, kind)(content, nc=len(names), verbose=False)
+        network = getattr(tasks, NETWORKS[content["head"][-1][2]])(content, nc=len(names), verbose=False)
     network.names = dict(names)
     _speak_up(network)
     path = folder / graph.replace(".yaml", ".pt")
@@ -41,10 +41,12 @@ def family_file(folder: Path, graph: str, *, names: Mapping[int, str] = NAMES, *
 def _speak_up(network: Any) -> None:
     """Heads that say something else in each cell."""
     head = with_statistics(network).model[-1]
-    for boxes, classes, extra in zip(head.cv2, head.cv3, getattr(head, "cv4_kpts", head.cv4), strict=True):
-        last = extra if isinstance(extra, nn.Conv2d) else extra[-1]
+    further = getattr(head, "cv4_kpts", getattr(head, "cv4", [None] * head.nl))
+    for boxes, classes, extra in zip(head.cv2, head.cv3, further, strict=True):
+        last = extra if extra is None or isinstance(extra, nn.Conv2d) else extra[-1]
         for layer, spread in ((boxes[-1], SPREAD_OF_DISTANCES), (classes[-1], SPREAD), (last, SPREAD)):
-            nn.init.normal_(layer.weight, std=spread / layer.in_channels**0.5)
-            nn.init.zeros_(layer.bias)
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=spread / layer.in_channels**0.5)
+                nn.init.zeros_(layer.bias)
         # Without a distribution the distances, in cells, come as they are: a few of them below zero.
         boxes[-1].bias.view(4, -1).sub_(FALL * torch.arange(head.reg_max) if head.reg_max > 1 else torch.tensor(-1.0))
