@@ -62,10 +62,12 @@ def steps_of(
     balance: str = "fixed",
     device: str = "cpu",
     precision: str = "fp32",
+    accumulate: int = 1,
     **stage: Any,
 ) -> Steps:
     """The work of a plan's only stage. The model is moved to the device."""
-    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device=device, precision=precision, lr=1e-3)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"device": device, "precision": precision, "accumulate": accumulate}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, lr=1e-3, **options)
     model.to(device)
     plan = read_plan({"balance": balance, "stages": [{"name": "one", "augment": False, **stage}]})
     (planned,) = plan_stages(plan, config, model)
