@@ -15,6 +15,7 @@ from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
+from mtyolo.training.counted import left_out
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
 from mtyolo.training.optimizer import set_rates
@@ -131,6 +132,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         tools.display.say(what_is_left(state.position, stages))
     for stage in stages[state.position.stage :]:
         work = work_of(stage, state, tools)
+        for line in left_out(stage, state.model, tools.split):
+            tools.display.say(line)
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
