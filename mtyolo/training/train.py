@@ -15,7 +15,7 @@ from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
-from mtyolo.training.counted import left_out
+from mtyolo.training.counted import left_out, lengths
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
 from mtyolo.training.optimizer import set_rates
@@ -104,7 +104,7 @@ def train_in_group(
         state = make_state(model, settings, folder, device, saved)
         state.data = splits[0].fingerprint()
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
-        say = Display(shown, 0).say
+        say = Display(shown).say
         if not followed:
             say_problems(splits, say)
         say_change(saved, state.data, say)
@@ -115,7 +115,7 @@ def train_in_group(
             stages = plan_stages(plan, config, model, labelled)
         accelerator = make_accelerator(config, folder)
         stop = held.enter_context(stop_on_signals())
-        display = held.enter_context(Display(shown, stages[-1].first_epoch + stages[-1].epochs))
+        display = held.enter_context(Display(shown, lengths(stages, model, splits[0])))
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:

@@ -74,7 +74,7 @@ def steps_of(
     freeze(model, planned)
     accelerator, split = make_accelerator(config, out), load_split(data, "train")
     work = make_work(planned, model, split, plan=plan, config=config, store=None, accelerator=accelerator)
-    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False, 1), StopRequest())
+    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False), StopRequest())
     state = RunState(model, Ema(model, 0.9), Run(out), settle(model, data, plan, config, None))
     steps = Steps(state, work, tools)
     work.optimizer.register_step_pre_hook(steps.note)
