@@ -36,6 +36,7 @@ from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.step import training_step
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
+from mtyolo.training.told import told
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
@@ -113,7 +114,9 @@ def train_in_group(
             assistants = Assistants(state, splits[0].points, config, own, say, trust)
             plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
             stages = plan_stages(plan, config, model, labelled)
-        accelerator = make_accelerator(config, folder)
+        accelerator = make_accelerator(config, folder, told(state.settings))
+        for tracker in accelerator.trackers:
+            held.callback(tracker.finish)  # however the run ends
         stop = held.enter_context(stop_on_signals())
         display = held.enter_context(Display(shown, lengths(stages, model, splits[0])))
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
@@ -146,8 +149,6 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
-    for tracker in tools.accelerator.trackers:
-        tracker.finish()
 
 
 def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:
