@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -35,14 +36,22 @@ def make_loader(
         collate_fn=collate,
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
+        multiprocessing_context=_start_method(workers),
     )
 
 
+def _start_method(workers: int) -> str | None:
+    """None for Python's default. A server that forks workers, the default on Linux from 3.14 on, ends when SIGTERM goes
+    to a whole group of processes, and its workers count as lost with it; new processes take as long to start."""
+    return "spawn" if workers and multiprocessing.get_start_method() == "forkserver" else None
+
+
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism; OpenCV's own threads would only compete with them. SIGTERM often goes to a whole
-    group of processes: training has to save then, for which its workers stay; it ends them itself."""
+    """Workers are the parallelism; OpenCV's own threads would only compete with them. Ctrl-C always goes to a whole
+    group of processes, SIGTERM often: training has to save then, for which its workers stay; it ends them itself."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EpochBatches(Sampler[list[Pick]]):

@@ -66,6 +66,7 @@ class StageLoader:
             collate_fn=loader.collate_fn,
             persistent_workers=loader.num_workers > 0,
             worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
             pin_memory=pin_memory,
             # Its own generator: beginning an epoch must not move the random state that training draws from.
             generator=torch.Generator().manual_seed(seed),

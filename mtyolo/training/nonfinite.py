@@ -1,9 +1,9 @@
-"""Batches whose loss is not a number: named, skipped, counted; too many in a row end the run."""
+"""Batches whose loss and steps whose gradient is no number: named, skipped, counted; too many in a row end the run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ PATHS_NAMED = 4
 
 
 class NonFiniteGuard:
-    """Keeps what a forward pass changes (BatchNorm statistics), so that a bad batch leaves no trace.
+    """Keeps what forward passes change (BatchNorm statistics), so that a bad batch, or a bad step of several batches,
+    leaves no trace.
 
-    records: of the training split, to name images. store: the folder that features come from, if any. `skipped` counts;
-    `in_a_row` is reset by a good batch.
+    records: of the training split, to name images. store: the folder that features come from, if any. `skipped` counts
+    batches; `in_a_row` counts what was skipped at once, and is reset by a good step.
     """
 
     def __init__(self, model: nn.Module, records: Sequence[ImageRecord], store: Path | None = None) -> None:
@@ -34,38 +35,60 @@ class NonFiniteGuard:
         self.statistics = [
             buffer for module in model.modules() if module.training for buffer in module.buffers(recurse=False)
         ]
-        self.kept = [buffer.clone() for buffer in self.statistics]
+        self.before_step, self.before_batch = ([buffer.clone() for buffer in self.statistics] for _ in range(2))
+        self.kept = self.before_step
+        self.images: list[Tensor] = []
+        """Numbers of the step's images so far, batch by batch; without those of skipped batches."""
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """To be called before each forward pass."""
+    def remember(self, batch: Batch, *, begins_step: bool = True) -> None:
+        """To be called before each forward pass. begins_step: has no batch waited for the optimiser's step?"""
+        self.images = [*([] if begins_step else self.images), batch.indices]
+        self.kept = self.before_step if begins_step else self.before_batch
         if self.statistics:
             torch._foreach_copy_(self.kept, self.statistics)
 
-    @torch.no_grad()
-    def skip(self, batch: Batch, values: dict[str, Tensor], *, elsewhere: bool = False) -> None:
-        """Undo the batch's traces and name it. elsewhere: it is another process whose batch is bad, and names it.
+    def skip(self, batch: Batch, values: Mapping[str, Tensor], *, elsewhere: bool = False) -> None:
+        """Undo the traces of the last batch and name it. elsewhere: it is another process whose batch is bad, and
+        names it.
 
         Raises MtyoloError after MOST_IN_A_ROW in a row, StoreError where stored features are to blame.
         """
-        for kept, buffer in zip(self.kept, self.statistics, strict=True):
-            buffer.copy_(kept)
-        self.skipped += 1
-        self.in_a_row += 1
-        paths = [str(self.records[index].path) for index in batch.indices.tolist()]
-        named = ", ".join(paths[:PATHS_NAMED]) + (f" and {len(paths) - PATHS_NAMED} more" * (len(paths) > PATHS_NAMED))
-        bad = ", ".join(f"{name} is {float(value)}" for name, value in values.items() if not value.isfinite())
-        stored = self._stored(batch)
+        self._undo(self.kept, batches=1)
+        named, stored = self._named(self.images.pop()), self._stored(batch)
+        bad = ", ".join(f"{name} is {float(value.detach())}" for name, value in values.items() if not value.isfinite())
         if not elsewhere:
-            logger.warning("%s: skipped the batch of %s", stored or bad or "a gradient is not finite", named)
-        if stored and self.store is not None and self.in_a_row >= MOST_IN_A_ROW:
+            logger.warning("%s: skipped the batch of %s", stored or bad or "a loss is not finite", named)
+        self._end(bad or "losses are not finite", named, stored)
+
+    def skip_step(self, batch: Batch) -> None:
+        """The same for all batches of a step, whose gradients can not be told apart. batch: the last of them."""
+        self._undo(self.before_step, batches=len(self.images))
+        named, stored = self._named(torch.cat(self.images)), self._stored(batch)
+        several = f"{len(self.images)} batches" if len(self.images) > 1 else "batch"
+        logger.warning("%s: skipped the %s of %s", stored or "a gradient is not finite", several, named)
+        self._end("gradients are not finite", named, stored)
+
+    @torch.no_grad()
+    def _undo(self, kept: Sequence[Tensor], batches: int) -> None:
+        for values, buffer in zip(kept, self.statistics, strict=True):
+            buffer.copy_(values)
+        self.skipped += batches
+        self.in_a_row += 1
+
+    def _end(self, what: str, named: str, stored: str) -> None:
+        if self.in_a_row < MOST_IN_A_ROW:
+            return
+        if stored and self.store is not None:
             raise StoreError(f"{stored}, and {self.in_a_row} batches in a row were skipped; {repair_of(self.store)}")
-        if self.in_a_row >= MOST_IN_A_ROW:
-            raise MtyoloError(
-                f"{bad or 'gradients are not finite'} for {self.in_a_row} batches in a row, the last of {named}: "
-                "training has diverged; lower lr, set clip_norm, or use precision: fp32, and start from the last "
-                "checkpoint that was good"
-            )
+        raise MtyoloError(
+            f"{what} for {self.in_a_row} batches in a row, the last of {named}: training has diverged; lower lr, set "
+            "clip_norm, or use precision: fp32, and start from the last checkpoint that was good"
+        )
+
+    def _named(self, images: Tensor) -> str:
+        paths = [str(self.records[index].path) for index in images.tolist()]
+        return ", ".join(paths[:PATHS_NAMED]) + (f" and {len(paths) - PATHS_NAMED} more" * (len(paths) > PATHS_NAMED))
 
     def _stored(self, batch: Batch) -> str:
         """What is wrong with a batch's features, as the beginning of a sentence; nothing where they are finite."""

@@ -25,10 +25,13 @@ LONGEST_WAIT = timedelta(hours=24)
 """The others wait while the first process validates, and torch would give up after ten minutes on GPUs."""
 
 
-def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+def make_accelerator(
+    config: TrainConfig, out: Path, told: Mapping[str, str | int | float | bool] | None = None
+) -> Accelerator:
     """For the device and precision asked for; several processes where a launcher started them.
 
-    out: where trackers that write files put them.
+    out: where trackers that write files put them. told: what trackers keep of the run's configuration. Who calls this
+    finishes the trackers.
     """
     missing = next((name for name in config.trackers if find_spec(name) is None), None)
     if missing:
@@ -50,7 +53,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         project_dir=out,
     )
     if config.trackers:
-        accelerator.init_trackers("mtyolo")
+        accelerator.init_trackers("mtyolo", dict(told or {}))
     return accelerator
 
 

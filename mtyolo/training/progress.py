@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -13,16 +14,18 @@ from mtyolo.training.records import Row
 
 
 class Display:
-    """Lines on the terminal; says nothing when not `shown`. epochs: of the whole run."""
+    """Lines on the terminal; says nothing when not `shown`. lengths: of the run's epochs, in images or any unit."""
 
-    def __init__(self, shown: bool, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, shown: bool, lengths: Sequence[float] = ()) -> None:
+        self.lengths = lengths
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not shown)
         self.task = self.bar.add_task("", total=None)
         self.began = time.monotonic()
-        self.done = 0
+        self.done = 0.0
+        self.share = 1.0
+        """Of the epoch that goes on, what this process does: less where it was resumed inside."""
 
     def __enter__(self) -> Display:
         self.bar.__enter__()
@@ -38,30 +41,43 @@ class Display:
 
     def epoch_begins(self, description: str, batches: int, done: int) -> None:
         self.bar.reset(self.task, description=description, total=batches, completed=done)
+        self.share = 1 - min(done / batches, 1)
 
     def batch_done(self) -> None:
         self.bar.advance(self.task)
 
     def epoch_ends(self, row: Row) -> None:
         """One line: epoch, stage, each task's loss, weight and metric, time left."""
-        self.done += 1
         epoch = int(row["epoch"] or 0)
-        left = (time.monotonic() - self.began) / self.done * (self.epochs - epoch)
-        parts = [f"{epoch:>4}/{self.epochs}", str(row["stage"])]
-        for name in row:
-            if name.startswith("loss/") and "." not in name:
-                parts.append(_task_words(name.removeprefix("loss/"), row))
-        self.say(" · ".join([*parts, f"left {_clock(left)}"]))
+        parts = [f"{epoch:>4}/{len(self.lengths)}", str(row["stage"])]
+        parts += [words for task in _shown(row) if (words := _task_words(task, row))]
+        self.say(" · ".join([*parts, f"left {_clock(self._left(epoch))}"]))
+
+    def _left(self, epoch: int) -> float:
+        """Seconds, as fast as this process has been so far: stages differ in their epochs' length."""
+        self.done += self.share * self.lengths[epoch - 1]
+        spent, ahead = time.monotonic() - self.began, sum(self.lengths[epoch:])
+        return spent / self.done * ahead if self.done else 0.0
+
+
+def _shown(row: Row) -> list[str]:
+    """What has a loss, then what else was judged."""
+    trained = [name.removeprefix("loss/") for name in row if name.startswith("loss/") and "." not in name]
+    judged = [name.removesuffix("/AP") for name in row if name.endswith("/AP")]
+    return list(dict.fromkeys(trained + judged))
 
 
 def _task_words(task: str, row: Row) -> str:
-    loss, weight, precision = (row.get(key) for key in (f"loss/{task}", f"weight/{task}", f"{task}/AP"))
-    words = f"{task} {loss:.4f}"
-    if isinstance(weight, float) and not math.isnan(weight) and weight != 1:
-        words += f" x {weight:.2f}"
-    if isinstance(precision, float) and not math.isnan(precision):
-        words += f" AP {precision:.3f}"
-    return words
+    """Nothing where no number is known."""
+    loss, weight, precision, similarity = (
+        value if isinstance(value, float) and not math.isnan(value) else None
+        for value in (row.get(key) for key in (f"loss/{task}", f"weight/{task}", f"{task}/AP", f"{task}/OKS"))
+    )
+    words = "" if loss is None else f" {loss:.4f}"
+    words += "" if weight in (None, 1) else f" x {weight:.2f}"
+    words += "" if precision is None else f" AP {precision:.3f}"
+    words += "" if similarity is None else f" OKS {similarity:.3f}"
+    return f"{task}{words}" if words else ""
 
 
 def _clock(seconds: float) -> str:

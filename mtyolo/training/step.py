@@ -18,7 +18,7 @@ LEAST_SCALE = 1.0
 
 def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) -> bool:
     """Losses, balance, gradient, and the optimiser's step where it is due. Returns: did a signal ask to stop?"""
-    work.guard.remember()
+    work.guard.remember(batch, begins_step=work.between_steps(state.position))
     with tools.accelerator.autocast():
         losses = work.objective(state.model, batch)
     images = images_each(len(batch.indices), tools.accelerator.device)
@@ -58,5 +58,5 @@ def optimiser_step(state: RunState, work: StageWork, batch: Batch, tools: Tools)
             state.ema.update_parameters(state.model)
             work.guard.accept()
         elif work.scaler.get_scale() <= LEAST_SCALE:  # 1 in single precision
-            work.guard.skip(batch, {})
+            work.guard.skip_step(batch)
     work.optimizer.zero_grad(set_to_none=True)

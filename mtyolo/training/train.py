@@ -16,6 +16,7 @@ from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
 from mtyolo.training.checkpoints import random_states, read_state, set_random_states
+from mtyolo.training.counted import left_out, lengths
 from mtyolo.training.distilling import refuse_unjudged
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
@@ -37,6 +38,7 @@ from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.step import training_step
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
+from mtyolo.training.told import told
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
@@ -107,7 +109,7 @@ def train_in_group(
         state = make_state(model, settings, folder, device, saved)
         state.data = splits[0].fingerprint()
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
-        say = Display(shown, 0).say
+        say = Display(shown).say
         if not followed:
             say_problems(splits, say)
         say_change(saved, state.data, say)
@@ -116,9 +118,11 @@ def train_in_group(
             assistants = Assistants(state, splits[0].points, config, own, say, trust)
             plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
             stages = plan_stages(plan, config, model, labelled)
-        accelerator = make_accelerator(config, folder)
+        accelerator = make_accelerator(config, folder, told(state.settings))
+        for tracker in accelerator.trackers:
+            held.callback(tracker.finish)  # however the run ends
         stop = held.enter_context(stop_on_signals())
-        display = held.enter_context(Display(shown, stages[-1].first_epoch + stages[-1].epochs))
+        display = held.enter_context(Display(shown, lengths(stages, model, splits[0])))
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:
@@ -135,6 +139,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         tools.display.say(what_is_left(state.position, stages))
     for stage in stages[state.position.stage :]:
         work = work_of(stage, state, tools)
+        for line in left_out(stage, state.model, tools.split):
+            tools.display.say(line)
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
@@ -149,8 +155,6 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()
-    for tracker in tools.accelerator.trackers:
-        tracker.finish()
 
 
 def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:

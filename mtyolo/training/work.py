@@ -22,6 +22,7 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
 from mtyolo.training.checkpoints import Position
+from mtyolo.training.counted import counted_images
 from mtyolo.training.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
 from mtyolo.training.learned import add_learned, in_groups_of_now
 from mtyolo.training.loading import StageLoader
@@ -129,7 +130,7 @@ def make_work(
 ) -> StageWork:
     """Prepare a stage. The model is frozen as the stage says."""
     alone = stage.config.objective == "align"
-    split = without_labels(split) if alone else split
+    split = without_labels(split) if alone else counted_images(stage, model, split)
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
     distiller = stage_distiller(stage, model, split, config, store, accelerator)
     learned = []

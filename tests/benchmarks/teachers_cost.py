@@ -67,7 +67,7 @@ def training_steps(folder: Path, model: Model, method: dict[str, Any]) -> list[C
     data = data_file(folder)
     state = make_state(model, settle(model, data, plan, config, None), folder, device, None)
     accelerator, split = make_accelerator(config, folder), load_split(data, "train")
-    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False, 0), StopRequest())
+    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False), StopRequest())
     options = {"plan": plan, "config": config, "store": None, "accelerator": accelerator}
     works = [make_work(stage, model, split, **options) for stage in plan_stages(plan, config, model)]
     for group in (group for work in works for group in work.optimizer.param_groups):

@@ -27,8 +27,10 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
+from mtyolo.structures import Batch
 from mtyolo.training.checkpoints import read_state
 from mtyolo.training.judging import Judge
+from mtyolo.training.objectives import TasksObjective
 from mtyolo.training.settings import Settings
 from mtyolo.training.train import train as loop
 
@@ -114,8 +116,6 @@ def test_a_picture_that_can_not_be_drawn_costs_no_more(
 
 def losses_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Filled with every step's loss components while training runs."""
-    from mtyolo.training.objectives import TasksObjective
-
     steps: list[dict[str, float]] = []
     original = TasksObjective.__call__
 
@@ -166,6 +166,32 @@ def test_what_was_trained_from_a_store_predicts_on_images(
     metrics = validate(opened, data, size=SIZE, batch=4)
     final = {name: value for name, value in run.results[-1].items() if name == "detect/AP"}
     assert metrics.as_dict()["detect/AP"] == pytest.approx(final["detect/AP"], abs=1e-4)
+
+
+def test_a_stage_reads_features_only_of_images_that_are_labelled_for_its_tasks(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = StoreDataset(FeatureStore.open(store), load_split(data, "train"))
+    images, content = [record.path for record in whole.split.records], yaml.safe_load(data.read_text())
+    for name, numbers, tasks in (("points", range(6, 10), ["keypoint"]), ("boxes", range(6), ["detect"])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{images[number]}\n" for number in numbers))
+        own = content | {"train": str(tmp_path / f"{name}.txt"), "tasks": tasks}
+        joined = {} if name == "points" else {"join": [str(tmp_path / "points.yaml")]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(own | joined))
+    seen: list[Batch] = []
+    original = TasksObjective.__call__
+    monkeypatch.setattr(
+        TasksObjective, "__call__", lambda self, model, batch: (seen.append(batch), original(self, model, batch))[1]
+    )
+    plan = {"stages": [PLAN["stages"][0] | {"tasks": ["keypoint"], "train": ["adapters", "keypoint"]}]}
+    given, mixed = make_model(data, features=store), tmp_path / "boxes.yaml"
+    loop(given, mixed, plan=plan, config=config, out=tmp_path / "run", features=store, progress=False)
+    assert [sorted(batch.indices.tolist()) for batch in seen] == [[0, 1, 2, 3]] * 2, "four images, a batch an epoch"
+    for batch in seen:
+        assert batch.targets.labelled["keypoint"].all()
+        for place, index in enumerate(batch.indices.tolist()):
+            (expected,) = whole[6 + index].pyramid[8]  # type: ignore[index]
+            assert torch.equal(batch.pyramid[8][place], expected)  # type: ignore[index]
 
 
 def test_a_run_from_a_store_resumes_without_the_extractor(

@@ -62,17 +62,19 @@ def steps_of(
     balance: str = "fixed",
     device: str = "cpu",
     precision: str = "fp32",
+    accumulate: int = 1,
     **stage: Any,
 ) -> Steps:
     """The work of a plan's only stage. The model is moved to the device."""
-    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, device=device, precision=precision, lr=1e-3)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"device": device, "precision": precision, "accumulate": accumulate}
+    config = TrainConfig(epochs=1, imgsz=SIZE, batch=4, workers=0, lr=1e-3, **options)
     model.to(device)
     plan = read_plan({"balance": balance, "stages": [{"name": "one", "augment": False, **stage}]})
     (planned,) = plan_stages(plan, config, model)
     freeze(model, planned)
     accelerator, split = make_accelerator(config, out), load_split(data, "train")
     work = make_work(planned, model, split, plan=plan, config=config, store=None, accelerator=accelerator)
-    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False, 1), StopRequest())
+    tools = Tools(config, plan, split, None, None, None, accelerator, Display(False), StopRequest())
     state = RunState(model, Ema(model, 0.9), Run(out), settle(model, data, plan, config, None))
     steps = Steps(state, work, tools)
     work.optimizer.register_step_pre_hook(steps.note)

@@ -220,7 +220,8 @@ def test_the_line_of_an_epoch_has_every_tasks_loss_weight_and_metric_and_the_tim
 
 def expected_words(task: str, row: Row) -> str:
     words = f"{task} {row[f'loss/{task}']:.4f} x {row[f'weight/{task}']:.2f}"
-    return f"{words} AP {row[f'{task}/AP']:.3f}" if f"{task}/AP" in row else words
+    judged = [name for name in ("AP", "OKS") if f"{task}/{name}" in row]
+    return " ".join([words, *(f"{name} {row[f'{task}/{name}']:.3f}" for name in judged)])
 
 
 @pytest.mark.parametrize(
@@ -232,12 +233,21 @@ def expected_words(task: str, row: Row) -> str:
         ({"loss/detect": 0.5, "loss/detect.box": 0.4, "detect/AP": 0.0}, "detect 0.5000 AP 0.000"),
         ({"loss/align": 0.7, "weight/align": 1.0, "loss/align.8": 0.6}, "align 0.7000"),
         ({"loss/detect": 0.5, "loss/distill": 2.0, "weight/distill": 3.0}, "detect 0.5000 · distill 2.0000 x 3.00"),
+        (
+            {"loss/align": 0.7, "loss/align.8": 0.6, "detect/AP": 0.2, "detect/AP50": 0.4},
+            "align 0.7000 · detect AP 0.200",
+        ),
+        (
+            {"loss/segment": 0.5, "detect/AP": 0.1, "segment/AP": 0.0, "keypoint/AP": 0.0, "keypoint/OKS": 0.25},
+            "segment 0.5000 AP 0.000 · detect AP 0.100 · keypoint AP 0.000 OKS 0.250",
+        ),
+        ({"loss/detect": 0.5, "segment/AP": None, "keypoint/AP": None, "keypoint/OKS": math.nan}, "detect 0.5000"),
     ],
 )
-def test_a_line_leaves_out_what_says_nothing(
-    values: dict[str, float], words: str, capsys: pytest.CaptureFixture[str]
+def test_a_line_has_every_number_and_leaves_out_what_says_nothing(
+    values: dict[str, float | None], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Display(True, 4).epoch_ends({"epoch": 1, "stage": "one", **values})
+    Display(True, [1] * 4).epoch_ends({"epoch": 1, "stage": "one", **values})
     assert capsys.readouterr().out.startswith(f"   1/4 · one · {words} · left ")
 
 
@@ -262,15 +272,48 @@ def test_time_left_counts_only_the_epochs_of_this_process(
     """first: the epoch that this process begins with, later than 1 in a run that was resumed."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    display = Display(True, epochs)
+    display = Display(True, [30] * epochs)
     for epoch in range(first, min(first + 2, epochs + 1)):
         now[0] += seconds
         display.epoch_ends({"epoch": epoch, "stage": "one"})
     assert capsys.readouterr().out.splitlines()[0].endswith(f"left {left}")
 
 
+def test_a_line_of_three_tasks_fits_the_width_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {f"loss/{task}": 0.1234 for task in TASKS}
+    metrics = {f"{task}/AP": 0.123 for task in TASKS} | {"keypoint/OKS": 0.456}
+    Display(True, [1] * 100).epoch_ends({"epoch": 1, "stage": "joint", **losses, **metrics})
+    assert len(capsys.readouterr().out) <= 120
+
+
+def test_time_left_weighs_epochs_by_their_length(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of four views each, then three of one."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display = Display(True, [40, 40, 10, 10, 10])
+    for epoch, seconds in enumerate((80, 80, 20, 20, 20), 1):
+        now[0] += seconds
+        display.epoch_ends({"epoch": epoch, "stage": "one"})
+    ends = [line.split("left ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert ends == ["2:20", "1:00", "0:40", "0:20", "0:00"]
+
+
+def test_of_an_epoch_that_is_resumed_inside_only_what_was_left_counts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display = Display(True, [40, 40])
+    display.epoch_begins("one 1/2", 8, 6)
+    now[0] += 10
+    display.epoch_ends({"epoch": 1, "stage": "one"})
+    assert capsys.readouterr().out.endswith("left 0:40\n")
+
+
 def test_nothing_is_said_where_nothing_shall_be(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(False, 4) as display:
+    with Display(False, [1] * 4) as display:
         display.say("words")
         display.epoch_begins("one 1/4", 3, 0)
         display.batch_done()

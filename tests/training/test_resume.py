@@ -224,25 +224,33 @@ def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
 
 
 IN_A_GROUP = """
-import sys
+import multiprocessing, sys
 from mtyolo.cli.main import main
+multiprocessing.set_start_method(sys.argv[3])
 sys.exit(main(["train", "-m", "yolov5n.yaml", "-d", sys.argv[1], "--out", sys.argv[2], "--imgsz", "64", "--batch", "2",
-               "--epochs", "500", "--workers", "2", "--device", "cpu", "--val-every", "500"]))
+               "--epochs", "500", "--workers", "1", "--device", "cpu", "--val-every", "500"]))
 """
 
 
 @pytest.mark.slow
-def test_sigterm_to_a_whole_group_of_processes_saves(shapes: Path, tmp_path: Path) -> None:
-    """As `timeout` and service managers send it: the processes that read images get it, too."""
+@pytest.mark.parametrize(
+    ("number", "start"),
+    [(signal.SIGTERM, "fork"), (signal.SIGINT, "fork"), (signal.SIGINT, "spawn"), (signal.SIGTERM, "forkserver")],
+)
+def test_a_signal_to_a_whole_group_of_processes_saves(
+    number: signal.Signals, start: str, shapes: Path, tmp_path: Path
+) -> None:
+    """As terminals, `timeout` and service managers send it: the processes that read images get it, too; where they are
+    not forks, without the handlers of the one that trains."""
     out = tmp_path / "run"
-    command = [sys.executable, "-c", IN_A_GROUP, str(shapes), str(out)]
+    command = [sys.executable, "-c", IN_A_GROUP, str(shapes), str(out), start]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
         while not (out / "last.safetensors").exists() and process.poll() is None:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
-    assert "SIGTERM: saved" in said
-    assert process.returncode == 143
+    assert f"{number.name}: saved" in said
+    assert process.returncode == 128 + number
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x80\x04."])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,12 @@ from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.split import load_split
-from mtyolo.errors import ConfigError, MtyoloError
+from mtyolo.errors import ConfigError
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
 from mtyolo.training.batch_size import largest_batch
 from mtyolo.training.ema import Ema
 from mtyolo.training.loading import StageLoader
-from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import TasksObjective, losses
 from mtyolo.training.optimizer import make_optimizer, set_rates
 from mtyolo.training.splits import open_splits
@@ -116,38 +114,6 @@ def test_every_aggregator_steps_a_whole_network(precision: str, word: str, make_
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-
-
-def test_a_run_that_diverges_names_the_images_counts_and_stops(
-    make_model: MakeModel, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = TrainConfig(
-        epochs=20, imgsz=64, batch=4, workers=0, device="cpu", lr=1e15, clip_norm=None, warmup_epochs=0
-    )
-    with (
-        caplog.at_level(logging.WARNING, "mtyolo"),
-        pytest.raises(MtyoloError, match=r"for 10 batches in a row, the last of .*\.png.*training has diverged"),
-    ):
-        train(make_model(), shapes, config=config, out=tmp_path, progress=False)
-    named = [record.message for record in caplog.records if "skipped the batch of" in record.message]
-    assert len(named) == 10
-    assert str(shapes.parent / "train") in named[0]
-
-
-def test_a_skipped_batch_leaves_the_statistics_as_they_were(make_model: MakeModel, shapes: Path) -> None:
-    model = make_model().train()
-    batch = first_batch(shapes)
-    guard = NonFiniteGuard(model, load_split(shapes, "train").records)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    guard.remember()
-    model(torch.full((2, 3, 64, 64), math.inf))
-    assert not all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    guard.skip(batch, {"detect": torch.tensor(math.nan)})
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert guard.skipped == 1
-    resumed = NonFiniteGuard(model, guard.records)
-    resumed.load_state_dict(guard.state_dict())
-    assert (resumed.skipped, resumed.in_a_row) == (1, 1)
 
 
 def test_norms_and_biases_do_not_decay(make_model: MakeModel) -> None:

@@ -19,7 +19,9 @@ from mtyolo.training import train as loop
 from mtyolo.training.judging import Judge
 from mtyolo.training.records import Row
 from mtyolo.training.run import Run
+from mtyolo.training.settings import settle
 from mtyolo.training.stopping import Interrupted
+from mtyolo.training.told import told
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
@@ -49,11 +51,15 @@ class Notebook(GeneralTracker):
     def __init__(self) -> None:
         super().__init__()
         self.pages: list[tuple[int | None, Row]] = []
+        self.told: dict[str, Any] = {}
         self.closed = 0
 
     @property
     def tracker(self) -> Notebook:
         return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.told |= values
 
     def log(self, values: Row, step: int | None = None, **options: Any) -> None:
         self.pages.append((step, dict(values)))
@@ -135,10 +141,63 @@ def test_a_resumed_run_goes_on_with_the_epoch_that_was_cut_off(
         with pytest.raises(Interrupted):
             start(make_model(), shapes, tmp_path, tracked)
     run = train(resume=tmp_path, judge=Judge(Fitness()), progress=False)
+    assert [call["notebook"].closed for call in asked] == [1, 1]
+    assert asked[0]["notebook"].told.items() <= asked[1]["notebook"].told.items()
     first, second = (call["notebook"].pages for call in asked)
     assert [number for number, _ in first] == [1]
     assert [number for number, _ in second] == [2, 3, 4]
     assert first + second == list(enumerate(run.results))[1:]
+
+
+def test_trackers_are_closed_where_a_run_fails(
+    asked: list[dict[str, Any]],
+    make_model: MakeModel,
+    shapes: Path,
+    tracked: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*arguments: Any) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop, "training_step", fails)
+    with pytest.raises(ZeroDivisionError):
+        start(make_model(), shapes, tmp_path, tracked)
+    assert asked[0]["notebook"].closed == 1
+
+
+def test_trackers_are_told_the_configuration_in_plain_values(
+    asked: list[dict[str, Any]], make_model: MakeModel, shapes: Path, tracked: TrainConfig, tmp_path: Path
+) -> None:
+    start(make_model(), shapes, tmp_path, tracked)
+    found = asked[0]["notebook"].told
+    assert {type(value) for value in found.values()} == {str, int, float, bool}
+    expected = {
+        "epochs": EPOCHS,
+        "batch": tracked.batch,
+        "trackers": "tensorboard",
+        "augment/mosaic": 1.0,
+        "gains/box": 0.05,
+        "data": str(shapes),
+        "stages": "frozen, joint",
+        "balance": "uncertainty",
+        "model/names": "square, disc",
+        "model/tasks/detect": True,
+        "model/tasks/segment/prototypes": 4,
+        "model/detector/graph/width_multiple": 0.05,
+        "model/adapters/match_statistics": False,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert not [name for name in found if "backbone" in name or name in ("patience", "features")]
+
+
+def test_a_long_text_is_told_in_part(make_model: MakeModel, shapes: Path) -> None:
+    model = make_model()
+    names = {number: f"class number {number}" for number in range(80)}
+    model.config = model.config.model_copy(update={"names": names})
+    text = told(settle(model, {"train": "x", "names": names}, PLAN, None, None))["model/names"]
+    assert len(str(text)) == 250
+    assert str(text).endswith("…")
 
 
 def test_without_trackers_none_is_started(
