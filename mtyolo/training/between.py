@@ -64,6 +64,8 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     if epochs != config.epochs and not fixed:
         tools.display.say(f"{epochs} epochs in all, not {config.epochs}: as the plan has them, at least one a stage")
     row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
+    if config.patience and not row and (tools.val_split is None or not only_aligns(tools.plan)):
+        tools.display.say(f"patience {config.patience}: nothing is validated, so no stage ends early")
     if tools.accelerator.is_main_process:
         if row:
             start: Row = {"epoch": 0, "stage": ""}
@@ -91,6 +93,10 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
     if shown and tools.accelerator.is_main_process:
         save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
+
+
+def only_aligns(plan: PlanConfig) -> bool:
+    return all(stage.objective == "align" for stage in plan.stages)
 
 
 def say_teachers(state: RunState, work: StageWork, tools: Tools) -> None:
@@ -128,8 +134,7 @@ def end_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> N
     if position.epoch % config.val_every == 0 or position.epoch == stage.epochs:
         row |= judged(tools.judge, state.ema.model, tools.val_split, tools.store, config)
         row |= held_out_errors(work.objective, state.ema.model, tools.val_split, tools.store, config)
-        if all(stage.objective == "align" for stage in tools.plan.stages):
-            row |= as_fitness(row)
+        row |= as_fitness(row) if only_aligns(tools.plan) else {}
     if work.distiller is not None:
         work.distiller.end_epoch(row.get("fitness"))
     row |= {"lr": max(group["lr"] for group in work.optimizer.param_groups), "skipped": work.guard.skipped}

@@ -69,11 +69,12 @@ def _shown(row: Row) -> list[str]:
 
 def _task_words(task: str, row: Row) -> str:
     """Nothing where no number is known."""
-    loss, weight, precision, similarity = (
-        value if isinstance(value, float) and not math.isnan(value) else None
-        for value in (row.get(key) for key in (f"loss/{task}", f"weight/{task}", f"{task}/AP", f"{task}/OKS"))
+    keys = (f"loss/{task}", f"val/{task}", f"weight/{task}", f"{task}/AP", f"{task}/OKS")
+    loss, held_out, weight, precision, similarity = (
+        value if isinstance(value, float) and not math.isnan(value) else None for value in map(row.get, keys)
     )
     words = "" if loss is None else f" {loss:.4f}"
+    words += "" if held_out is None else f" val {held_out:.4f}"
     words += "" if weight in (None, 1) else f" x {weight:.2f}"
     words += "" if precision is None else f" AP {precision:.3f}"
     words += "" if similarity is None else f" OKS {similarity:.3f}"

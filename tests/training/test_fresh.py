@@ -108,6 +108,21 @@ def test_a_branch_without_labels_is_named(
     assert "segment: train has no labels for it, so it stays as it is" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("patience", "said"), [(2, 1), (None, 0)])
+def test_patience_without_validation_is_no_secret(
+    patience: int | None,
+    said: int,
+    make_model: MakeModel,
+    shapes: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = config.model_copy(update={"epochs": 1, "patience": patience})
+    train(make_model(), shapes, config=config, out=tmp_path)
+    assert capsys.readouterr().out.count("patience 2: nothing is validated, so no stage ends early") == said
+
+
 def test_training_leaves_a_model_as_trainable_as_it_was(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:

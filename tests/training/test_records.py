@@ -241,6 +241,7 @@ def expected_words(task: str, row: Row) -> str:
             {"loss/segment": 0.5, "detect/AP": 0.1, "segment/AP": 0.0, "keypoint/AP": 0.0, "keypoint/OKS": 0.25},
             "segment 0.5000 AP 0.000 · detect AP 0.100 · keypoint AP 0.000 OKS 0.250",
         ),
+        ({"loss/align": 0.5, "val/align": 0.75, "detect/AP": 0.1}, "align 0.5000 val 0.7500 · detect AP 0.100"),
         ({"loss/detect": 0.5, "segment/AP": None, "keypoint/AP": None, "keypoint/OKS": math.nan}, "detect 0.5000"),
     ],
 )
