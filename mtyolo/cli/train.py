@@ -43,8 +43,8 @@ Plan = Annotated[
     typer.Option(
         "--plan",
         help="The stages and what trains in each: a plan file (.yaml), or one that ships with mtyolo by its name.",
-        show_default=f"{FREEZE_DETECTOR} where the detector has official weights (head-first where nothing is fresh), "
-        "else all-at-once",
+        show_default=f"{FREEZE_DETECTOR} where the detector has official weights (head-first where nothing is fresh, "
+        "new-classes where it knows none of the classes), else all-at-once",
     ),
 ]
 FreezeDet = Annotated[

@@ -28,8 +28,9 @@ from mtyolo.training.stopping import Interrupted
 logger = logging.getLogger(__name__)
 
 PROTECTIVE_PLAN, GENTLE_PLAN, PLAIN_PLAN = "freeze-then-unfreeze", "head-first", "all-at-once"
+NEW_CLASSES_PLAN = "new-classes"
 """Without a plan: a detector with official weights is protected from what is fresh, or, where nothing is, moves gently;
-one without has nothing to lose."""
+one that knows none of the classes has to move; one without weights has nothing to lose."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def with_fitting_size(config: TrainConfig, model: Model) -> TrainConfig:
 def default_plan(model: Model) -> str:
     if not model.config.detector.weights:
         return PLAIN_PLAN
+    if len(model.fresh_classes) == len(model.names):
+        return NEW_CLASSES_PLAN
     alone = model.tasks == ("detect",) and model.extractor is None
     return GENTLE_PLAN if alone and not model.fresh_classes else PROTECTIVE_PLAN
 

@@ -166,4 +166,6 @@ def test_a_detector_alone_has_a_plan_too(make_model: MakeModel) -> None:
     assert default_plan(model) == "head-first"
     model.fresh_classes = ("disc",)
     assert default_plan(model) == "freeze-then-unfreeze", "which lets the branch learn them"
+    model.fresh_classes = ("square", "disc")
+    assert default_plan(model) == "new-classes", "there is nothing to protect"
     assert plan_stages(with_fresh_classes(read_plan("freeze-then-unfreeze"), model), TrainConfig(), model)

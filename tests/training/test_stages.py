@@ -43,6 +43,7 @@ WHAT_MOVES: dict[str, list[tuple[str, ...]]] = {
     "refine": [("branches.segment.", "branches.keypoint."), ("",)],
     "one-task-then-joint": [("branches.detect.",), ("branches.segment.",), ("branches.keypoint.",), ("",)],
     "head-first": [("branches.",), ("",)],
+    "new-classes": [("branches.",), ("",)],
     "all-at-once": [("",)],
     "demo": [("",)],
     "gradual-unfreeze": [
