@@ -39,6 +39,7 @@ from mtyolo.training.step import training_step
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
 from mtyolo.training.told import told
+from mtyolo.training.unlabelled import refuse_unlabelled
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
@@ -98,6 +99,7 @@ def train_in_group(
     splits = open_splits(opened, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
+    refuse_unlabelled(stages[saved["position"]["stage"] if saved else 0 :], model, splits[0], opened)
     if not saved:
         refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)
