@@ -156,7 +156,7 @@ def test_norms_of_named_parts_keep_their_statistics(
     statistics = [name for name in moved(before, model.state_dict()) if "running" in name]
     assert statistics
     assert all(name.startswith(("branches.segment.", "branches.keypoint.")) for name in statistics)
-    with pytest.raises(ConfigError, match=r"plan: norms: .*neckk"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': norms: .*neckk"):
         plan_stages(plan_of({"norms": ["detector.neckk"]}), TrainConfig(), model)
 
 
@@ -177,9 +177,10 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"train": ["detecter"]}, "train: this model has no part 'detecter'; did you mean 'detector'"),
-        ({"freeze": ["detector.99"]}, "plan: freeze: this model has no part 'detector.99'"),
-        ({"lr_scale": {"bakbone": 0.1}}, "lr_scale: this model has no part 'bakbone'"),
+        ({"train": ["detecter"]}, "plan: stage '0': train: this model has no part 'detecter'; did you mean 'detector'"),
+        ({"freeze": ["detector.99"]}, "plan: stage '0': freeze: this model has no part 'detector.99'"),
+        ({"lr_scale": {"bakbone": 0.1}}, "stage '0': lr_scale: this model has no part 'bakbone'"),
+        ({"norms": ["neck"]}, "stage '0': norms: this model has no part 'neck'"),
         ({"train": ["adapters"]}, "stage '0' trains nothing: the model has none of adapters that is not frozen"),
         (
             {"freeze": ["detector", "segment", "keypoint"]},
@@ -200,9 +201,9 @@ def test_layers_that_features_replace_have_nothing_to_freeze() -> None:
     model = build({"extractor": extractor, "detector": {"graph": "yolov5n.yaml"}})
     first = plan_stages(read_plan("distill-features"), TrainConfig(), model)[0]
     assert all(first.trains(key) for key, _ in model.named_parameters())
-    with pytest.raises(ConfigError, match=r"plan: freeze: this model has no part 'detector\.25'"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': freeze: this model has no part 'detector\.25'"):
         plan_stages(plan_of({"freeze": ["detector.25"]}), TrainConfig(), model)
-    with pytest.raises(ConfigError, match=r"plan: train: this model has no part 'detector\.2'"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': train: this model has no part 'detector\.2'"):
         plan_stages(plan_of({"train": ["detector.2"]}), TrainConfig(), model)
 
 
