@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
-from mtyolo.config.reading import nearest, read_yaml, validate
+from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 
@@ -214,13 +214,7 @@ def read_plan(plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         plan = {"stages": plan}
     if isinstance(plan, Mapping):
-        try:
-            return PlanConfig.model_validate(dict(plan))
-        except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(str(key) for key in detail["loc"]) or "plan"
-            given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
-            raise ConfigError(f"plan: {place}: {detail['msg'].removeprefix('Value error, ')}{given}") from None
+        return validate(PlanConfig, Document(Path("plan"), dict(plan), {}))
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:
