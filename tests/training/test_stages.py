@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from mtyolo.assembly import build
@@ -165,6 +166,25 @@ def test_shares_of_a_whole_run_add_up_to_its_epochs(epochs: int) -> None:
     halves = stage_epochs(plan_of({"share": 0.5}, {"share": 0.5}), TrainConfig(epochs=epochs))
     assert sum(halves) == epochs
     assert abs(halves[0] - halves[1]) <= 1
+
+
+def test_shares_of_more_than_a_whole_run_are_refused_and_runs_that_began_with_them_go_on(tmp_path: Path) -> None:
+    stages = [{"name": "one", "share": 0.8}, {"name": "two", "share": 0.8}]
+    with pytest.raises(ConfigError, match=r"plan: the shares of one, two add up to 1\.6, and 1 is the whole run"):
+        read_plan(stages)
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    with pytest.raises(ConfigError, match=r"p\.yaml: the shares of one, two add up to 1\.6"):
+        read_plan(tmp_path / "p.yaml")
+    begun = PlanConfig.model_validate({"stages": stages})  # as a state has it
+    assert stage_epochs(begun, TrainConfig(epochs=3)) == [2, 3]
+    with pytest.raises(ConfigError, match=r"add up to 1\.6"):
+        read_plan(begun)
+    own = {"name": "middle", "model": "yolov5s.yaml", "stages": stages}
+    teacher = {"teachers": [{"weights": "middle", "output": {"kl": 1}}]}
+    with pytest.raises(ConfigError, match=r"plan: assistant 'middle': the shares of one, two add up to 1\.6"):
+        read_plan({"stages": [{"name": "last", "distill": teacher}], "assistants": [own]})
+    thirds = [{"name": name, "share": 0.334} for name in "abc"]
+    assert len(read_plan([*thirds, {"name": "d", "share": 0.9, "epochs": 2}]).stages) == 4
 
 
 def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
