@@ -24,9 +24,6 @@ Factor = Annotated[float, Field(ge=0)]
 STAGE_NAME = re.compile(r"[\w-]([\w. -]{0,48}[\w-])?")
 """Pictures are called after stages, and tables show them."""
 
-ROUNDED = 0.005
-"""What shares may add up to beyond 1: thirds and sixths as people write them."""
-
 TASK = Literal["detect", "segment", "keypoint"]
 
 BALANCES = (
@@ -224,7 +221,7 @@ def read_plan(plan: AnyPlan) -> PlanConfig:
 def _refuse_more_than_all(learner: Stages, place: str) -> None:
     shares = {stage.name: stage.share for stage in learner.stages if stage.share is not None and stage.epochs is None}
     total = sum(shares.values())
-    if total > 1 + ROUNDED:
+    if total > 1.005:  # thirds and sixths are rounded by people
         whose = f"assistant {learner.name!r}: " if isinstance(learner, AssistantConfig) else ""
         raise ConfigError(
             f"{place}: {whose}the shares of {', '.join(shares)} add up to {total:.4g}, and 1 is the whole run: lower "
