@@ -214,7 +214,8 @@ def _agreeing(model: Model, path: Path, data: Data) -> Model:
         )
         raise CheckpointError(
             f"{path}: has {len(theirs)} classes, the data set {len(ours)}: {hint}; "
-            "build the model's YAML for this data, or validate on data with the classes it was trained on"
+            f"to train on these, name its model file (.yaml) with --weights {path}, in Python mtyolo.build(…, data=…, "
+            "weights=…); else give data with the classes that it knows"
         )
     if model.keypoints is not None and points is not None and points != model.keypoints:
         raise CheckpointError(f"{path}: has {model.keypoints} keypoints, the data set {points}")

@@ -86,10 +86,13 @@ def load(
 
 
 def existing(path: Path | str) -> Path:
-    """Raises CheckpointError where there is no such file."""
+    """Raises CheckpointError where there is no such file, naming what a run without validation leaves in its place."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
+        last = path.with_name(f"last{SUFFIX}")
+        instead = path.name == f"best{SUFFIX}" and last.is_file()
+        hint = f"; {last} is there: of epochs that were not validated none is the best" if instead else ""
+        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()}){hint}")
     return path
 
 

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mtyolo.errors import ConfigError
@@ -35,6 +36,21 @@ def import_class(name: str, key: str, trust: bool) -> type:
     if not isinstance(found, type):
         raise ConfigError(f"{key}: {name} is no class")
     return found
+
+
+def import_path_of(name: str) -> str | None:
+    """What a person meant who named a class as `mynet.MyNet`, `MyNet` or, where mynet.py lies in this folder, `mynet`.
+    Nothing is imported."""
+    module, _, last = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    if last[0].isupper() or (module and _is_here(module)):
+        return f"{module or '<module>'}:{last}"
+    return f"{name}:<Class>" if _is_here(name) else None
+
+
+def _is_here(module: str) -> bool:
+    return Path(*module.split(".")).with_suffix(".py").is_file()
 
 
 def call_own(what: str, make: Callable[..., Any], *positional: Any, **named: Any) -> Any:

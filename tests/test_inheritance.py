@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mtyolo.api import build, open_model
 from mtyolo.checkpoint import save_weights
@@ -70,6 +71,19 @@ def test_classes_are_matched_by_name(earlier: tuple[Path, Model]) -> None:
             assert torch.equal(rows[:, :5], known[:, :5])
             assert torch.equal(rows[:, 6], known[:, 7])
             assert not torch.equal(rows[:, 5], known[:, 5])
+
+
+def test_data_with_other_classes_than_the_weights_names_the_route_and_it_works(
+    earlier: tuple[Path, Model], tmp_path: Path
+) -> None:
+    path, data = earlier[0], {"train": ".", "names": ["cat", "hound", "cow"], "kpt_shape": [2, 3]}
+    with pytest.raises(CheckpointError, match=r"'hound' is unknown to it.* name its model file .*--weights") as said:
+        open_model(path, data=data)
+    assert f"--weights {path}" in str(said.value)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({key: config()[key] for key in ("extractor", "detector")}))
+    model = open_model(tmp_path / "model.yaml", data=data, weights=path)
+    assert model.names == {0: "cat", 1: "hound", 2: "cow"}
+    assert model.fresh_classes == ("hound",)
 
 
 def test_the_official_weights_that_adapters_are_aligned_to_are_remembered(tmp_path: Path, test_data: Path) -> None:

@@ -218,6 +218,14 @@ def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere.safetensors")
 
 
+def test_where_a_run_has_no_best_weights_the_last_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: no such file \(looked at [^;]*\)$"):
+        load(tmp_path / "best.safetensors")
+    save_weights(build(neck()), tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"no such file .*; .*last\.safetensors is there: of epochs that"):
+        load(tmp_path / "best.safetensors")
+
+
 def test_classes_are_matched_by_name_when_the_list_differs(test_data: Path) -> None:
     weights = test_data / "weights/yolov5n.pt"
     model, official = (

@@ -12,7 +12,7 @@ from mtyolo.adapters.pyramid import FusionAdapter, PyramidAdapter
 from mtyolo.config.model import AdaptersConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError
-from mtyolo.imported import call_own, import_class
+from mtyolo.imported import call_own, import_class, import_path_of
 from mtyolo.structures import Level
 
 ADAPTERS: dict[str, Callable[..., nn.Module]] = {
@@ -41,7 +41,9 @@ def make_adapters(
     elif ":" in config.type:
         make = import_class(config.type, "adapters.type", trust)
     else:
-        raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)}")
+        meant = import_path_of(config.type)
+        hint = f"did you mean {meant}?" if meant else nearest(config.type, registry)
+        raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {hint}")
     options: dict[str, Any] = dict(config.arguments)
     if config.type in ADAPTERS and config.type != "identity":
         sizes = {"depth": config.depth, "width": config.width}

@@ -18,6 +18,7 @@ EXAMPLES = (
     "mtyolo train -m yolov5n-multitask.yaml --weights yolov5n.pt -d shapes.yaml --imgsz 320 --device cpu",
     "mtyolo train -m yolov5n-lite0.yaml --weights yolov5n.pt -d coco_mini.yaml --plan align-freeze-unfreeze",
     "mtyolo train --resume runs/train",
+    "mtyolo train --resume runs/train --data elsewhere/data.yaml  # where the data was moved",
 )
 FREEZE_DETECTOR, REFINE, ALIGN_REFINE = "freeze-then-unfreeze", "refine", "align-refine"
 """The plans that --freeze-det stands for."""
@@ -36,7 +37,12 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A model file (.yaml), an official checkpoint (.pt) or .safetensors."),
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", "-d", help="A data file (.yaml): images, labels, class names, keypoints.")
+    Path | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="A data file (.yaml): images, labels, class names, keypoints. Beside --resume: where it is now.",
+    ),
 ]
 Plan = Annotated[
     str | None,
@@ -89,7 +95,7 @@ Features = Annotated[
     ),
 ]
 Resume = Annotated[
-    Path | None, typer.Option("--resume", help="The folder of a run to go on with; it knows its model and options.")
+    Path | None, typer.Option("--resume", help="The folder of a run to go on with, which knows model, data, options.")
 ]
 
 

@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
 from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
-from mtyolo.config.reading import nearest, read_yaml, validate
+from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 
@@ -178,6 +178,9 @@ class PlanConfig(Stages):
         return self
 
 
+AnyPlan = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig
+
+
 def _with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
     """Models and teachers that lie beside the plan's file, found from anywhere."""
     own = [assistant.name for assistant in plan.assistants]
@@ -204,27 +207,40 @@ def _twice(names: list[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def read_plan(plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig) -> PlanConfig:
+def read_plan(plan: AnyPlan) -> PlanConfig:
     """A plan from a file, from the name of one that ships with mtyolo, or from its content, or its stages alone.
 
-    Raises ConfigError.
+    Raises ConfigError, also for shares of more than a whole run; those of earlier versions' states go on as they were.
     """
+    read, place = _read(plan)
+    for learner in (read, *read.assistants):
+        _refuse_more_than_all(learner, place)
+    return read
+
+
+def _refuse_more_than_all(learner: Stages, place: str) -> None:
+    shares = {stage.name: stage.share for stage in learner.stages if stage.share is not None and stage.epochs is None}
+    total = sum(shares.values())
+    if total > 1.005:  # thirds and sixths are rounded by people
+        whose = f"assistant {learner.name!r}: " if isinstance(learner, AssistantConfig) else ""
+        raise ConfigError(
+            f"{place}: {whose}the shares of {', '.join(shares)} add up to {total:.4g}, and 1 is the whole run: lower "
+            "them, or give stages epochs of their own"
+        )
+
+
+def _read(plan: AnyPlan) -> tuple[PlanConfig, str]:
+    """And what to call it in messages."""
     if isinstance(plan, PlanConfig):
-        return plan
+        return plan, "plan"
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         plan = {"stages": plan}
     if isinstance(plan, Mapping):
-        try:
-            return PlanConfig.model_validate(dict(plan))
-        except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(str(key) for key in detail["loc"]) or "plan"
-            given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
-            raise ConfigError(f"plan: {place}: {detail['msg'].removeprefix('Value error, ')}{given}") from None
+        return validate(PlanConfig, Document(Path("plan"), dict(plan), {})), "plan"
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:
-            return _with_files_beside(validate(PlanConfig, read_yaml(found)), found)
+            return _with_files_beside(validate(PlanConfig, read_yaml(found)), found), str(found)
     shipped = [path.stem for path in sorted((shipped_configs() / "plans").glob("*.yaml"))]
     close = get_close_matches(Path(plan).stem, shipped, n=1, cutoff=0.5)
     raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mtyolo.config.mistakes import KeyPath, mistakes_in, nearest_word
 from mtyolo.errors import ConfigError
 
 Schema = TypeVar("Schema", bound=BaseModel)
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,18 @@ def validate(schema: type[Schema], document: Document) -> Schema:
 
 
 def _sentence(schema: type[BaseModel], document: Document, error: ValidationError) -> str:
-    details = error.errors()
+    found = mistakes_in(document.content, error.errors())
     # An unknown key is the most useful thing to hear first: it often explains a missing one.
-    detail = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    keys = tuple(
-        key for key in detail["loc"] if not (isinstance(key, str) and key.startswith(("function-", "tagged-")))
-    )
+    mistake = next((item for item in found if item.sort == "extra_forbidden"), found[0])
+    keys, place = mistake.keys, document.place(mistake.keys)
     name = ".".join(str(key) for key in keys) or "the file"
-    more = f" ({len(details) - 1} more)" if len(details) > 1 else ""
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(schema, keys[:-1])
-        return f"{document.place(keys)}: unknown key {name!r}; {nearest(keys[-1], known)}{more}"
-    if detail["type"] == "missing":
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    if mistake.sort == "extra_forbidden":
+        return f"{place}: unknown key {name!r}; {nearest(keys[-1], _known_keys(schema, keys[:-1]))}{more}"
+    if mistake.sort == "missing":
         return f"{document.place(keys[:-1])}: the key {name!r} is missing{more}"
-    reason = detail["msg"].removeprefix("Value error, ")
-    given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
-    return f"{document.place(keys)}: {name}: {reason}{given}{more}"
+    given = "" if mistake.sort == "value_error" else f", got {mistake.given!r}{nearest_word(mistake)}"
+    return f"{place}: {name}: {mistake.reason}{given}{more}"
 
 
 def _known_keys(schema: type[BaseModel], keys: Sequence[str | int]) -> list[str]:

@@ -10,7 +10,7 @@ from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
 from mtyolo.data.formats.coco_annotations import SKIPPED
 from mtyolo.data.formats.reading import ImageReading, Reading, find_images, sizes_of
-from mtyolo.data.formats.yolo import LABEL_FOLDERS, label_root, read_yolo
+from mtyolo.data.formats.yolo import LABEL_FOLDERS, label_path, label_root, read_yolo
 from mtyolo.data.formats.yolo_rows import DROPPED
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
 from mtyolo.data.sources import SPLITS, Data, DataSource, read_data
@@ -44,8 +44,7 @@ def _refuse_unusable_labels(place: str, problems: Problems) -> None:
     if unusable:
         count, first = sum(problems.counts[kind] for kind in unusable), problems.examples[unusable[0]][0]
         raise DataError(
-            f"{place}: train: none of its labels can be used ({count} are wrong, the first: {first}); "
-            "set them right, or take the label files away to train on background"
+            f"{place}: train: none of its labels can be used ({count} are wrong, the first: {first}); set them right"
         )
 
 
@@ -107,6 +106,17 @@ def _where_labels_go(data: DataSource, split: str) -> str:
         f"no object found; for images in {data.folders(split)[0]} labels are looked for with images "
         f"replaced by {labels}"
     )
+
+
+def label_places(data: DataSource, split: str) -> list[Path]:
+    """Where the labels of a split belong: json files, or folders of txt files beside its first image; none for
+    pictures without classes."""
+    places: list[Path] = []
+    for part in (part for part in data.parts() if part.has_own(split) and part.names() != {}):
+        images = [] if part.annotation_files(split) else find_images(part.folders(split))[:1]
+        names = part.label_names() or LABEL_FOLDERS
+        places += part.annotation_files(split) + [label_path(image, name).parent for image in images for name in names]
+    return list(dict.fromkeys(places))
 
 
 def _with_overrides(data: DataSource, reading: Reading) -> Reading:

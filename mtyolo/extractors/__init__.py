@@ -13,7 +13,7 @@ from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import Extractor, GivenFeatures
 from mtyolo.extractors.pretrained import fill, read_tensors
 from mtyolo.extractors.timm import PREFIX, TimmExtractor
-from mtyolo.imported import call_own, import_class
+from mtyolo.imported import call_own, import_class, import_path_of
 from mtyolo.structures import Level
 
 Wanted = tuple[int, ...]
@@ -60,10 +60,11 @@ def make_extractor(
     if ":" in config.name:
         return _own(config, import_class(config.name, "extractor.name", trust))
     known = [f"{PREFIX}<model>", "features", "module:Class", *(name for name in registry if name not in EXTRACTORS)]
-    hint = f"did you mean {PREFIX}{config.name}?" if "/" not in config.name else nearest(config.name, known)
+    meant = import_path_of(config.name) or (None if "/" in config.name else f"{PREFIX}{config.name}")
+    hint = f"did you mean {meant}?" if meant else nearest(config.name, known)
     raise ConfigError(
-        f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes by "
-        "name, as extractors={name: class} of mtyolo.build and mtyolo.load)"
+        f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes as "
+        "module:Class with --trust, or by name, as extractors={name: class} of mtyolo.build and mtyolo.load)"
     )
 
 

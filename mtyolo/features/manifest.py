@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -33,6 +33,9 @@ WORDS = {
     "views": "has {0} views of an image, not {1}",
 }
 """How each difference between two stores reads in a sentence: this store's, the other's."""
+
+OPTIONS = {"size": "--imgsz", "views": "--views", "dtype": "--dtype"}
+"""What `mtyolo extract` is told them by."""
 
 
 class Manifest(Strict):
@@ -96,6 +99,25 @@ class Manifest(Strict):
                     return difference_of_identity(mine, theirs)
                 return words.format(mine, theirs)
         return None
+
+    def options_beside(self, other: Manifest) -> str:
+        """Options that an extraction of `other` needs to go on with this store; empty where no options make it fit."""
+        differing = [key for key in WORDS if getattr(self, key) != getattr(other, key)]
+        if not differing or not OPTIONS.keys() >= set(differing):
+            return ""
+        return " ".join(f"{OPTIONS[key]} {getattr(self, key)}" for key in differing)
+
+
+def extract_command(directory: Path, splits: Iterable[str], *, targets: bool = False) -> str:
+    """What makes splits or targets that are not in a store yet, as the store has the others."""
+    if directory.name == REPLACED:
+        directory, targets = directory.parent, True
+    manifest = read_manifest(directory)
+    kept = "" if manifest.dtype == "fp16" else f" --dtype {manifest.dtype}"
+    return (
+        f"mtyolo extract --model … --data … --out {directory} --imgsz {manifest.size} --views {manifest.views}{kept} "
+        f"--splits {','.join(splits)}{' --targets' if targets or (directory / REPLACED).is_dir() else ''}"
+    )
 
 
 def difference_of_identity(made_by: Mapping[str, str], asked: Mapping[str, str]) -> str | None:

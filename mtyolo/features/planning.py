@@ -74,7 +74,9 @@ def agreed_manifest(
     there = read_manifest(directory)
     difference = there.difference(manifest)
     if difference:
-        raise StoreError(f"{directory}: holds other features ({difference}); give another folder, or remove this one")
+        fitting = there.options_beside(manifest)
+        give = f"give {fitting} to go on with it, or" if fitting else "give"
+        raise StoreError(f"{directory}: holds other features ({difference}); {give} another folder, or remove this one")
     return there.model_copy(update={"splits": there.splits | manifest.splits})
 
 

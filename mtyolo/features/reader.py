@@ -15,7 +15,7 @@ from mtyolo.extractors.base import GIVEN
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import TORCH_DTYPES, decode_into
 from mtyolo.features.index import SplitIndex
-from mtyolo.features.manifest import Manifest, difference_of_identity, read_manifest, repair_of
+from mtyolo.features.manifest import Manifest, difference_of_identity, extract_command, read_manifest, repair_of
 from mtyolo.features.residency import Residency, Shelf
 from mtyolo.features.shards import Stored, read_contents, shard_path
 from mtyolo.structures import Level, Pyramid
@@ -165,9 +165,9 @@ class FeatureStore:
         count = self.manifest.splits.get(split)
         if count is None:
             there = ", ".join(self.manifest.splits)
-            make = f"run mtyolo extract --splits {split}"
-            if not self.manifest.made_here:
-                make = "write it there with the program that made this store"
+            make = "write it there with the program that made this store"
+            if self.manifest.made_here:
+                make = f"with the model and data of the others, run {extract_command(self.directory, [split])}"
             raise StoreError(f"{self.directory}: has no split {split}, only {there}; {make}")
         contents = []
         for number in range(self.manifest.shards(split)):

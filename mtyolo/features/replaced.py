@@ -17,7 +17,7 @@ from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor
 from mtyolo.features.index import sha256_of
-from mtyolo.features.manifest import MANIFEST, REPLACED, read_manifest
+from mtyolo.features.manifest import MANIFEST, REPLACED, extract_command, read_manifest
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.residency import Residency
@@ -75,7 +75,8 @@ def open_targets(store: FeatureStore, model: Model, split: Split, residency: Res
     wanted, directory = identity(model), store.directory / REPLACED
     if not has_targets(store, split.name):
         raise StoreError(
-            f"{store.directory}: has no outputs of the replaced layers to align to for {split.name}; {AGAIN}"
+            f"{store.directory}: has no outputs of the replaced layers to align to for {split.name}; with the model "
+            f"and data of its features, run {extract_command(store.directory, store.manifest.splits, targets=True)}"
         )
     targets = FeatureStore.open(directory, residency or store.residency, store.device)
     targets.check_made_by(wanted, model.graph.entry_levels, store.manifest.size)

@@ -57,9 +57,9 @@ def plan_stages(
     known. Raises ConfigError for a part that no model has, or for a stage that trains nothing."""
     stages: list[Stage] = []
     for number, (stage, epochs) in enumerate(zip(plan.stages, stage_epochs(plan, config), strict=True)):
-        trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train))
+        trained = ("",) if stage.train == "all" else tuple(_prefixes(model, stage.train, stage, "train"))
         kept = [*stage.freeze, *_without_lessons(model, stage, labelled)]
-        frozen = tuple(_prefixes(model, kept, where="freeze"))
+        frozen = tuple(_prefixes(model, kept, stage, "freeze"))
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
@@ -141,7 +141,7 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
     factors = {
         prefix: factor
         for part, factor in stage.config.lr_scale.items()
-        for prefix in _prefixes(model, [part], where="lr_scale")
+        for prefix in _prefixes(model, [part], stage.config, "lr_scale")
     }
     scales = {}
     for name, parameter in model.named_parameters():
@@ -164,21 +164,21 @@ def _without_lessons(model: Model, stage: StageConfig, labelled: Sequence[str] |
 
 def _still(model: Model, stage: StageConfig) -> tuple[str, ...]:
     if isinstance(stage.norms, list):
-        return tuple(_prefixes(model, stage.norms, where="norms"))
+        return tuple(_prefixes(model, stage.norms, stage, "norms"))
     return ("",) if stage.norms == "frozen" else ()
 
 
-def _prefixes(model: Model, parts: Iterable[str], where: str = "train") -> list[str]:
-    """A part that exists elsewhere but not in this model (adapters without an extractor, say) is left out. So is a
-    layer to freeze that is not built, as features come in its place."""
-    unbuilt = _unbuilt(model) if where == "freeze" else set()
+def _prefixes(model: Model, parts: Iterable[str], stage: StageConfig, key: str) -> list[str]:
+    """Of the parts that a stage's key names. One that exists elsewhere but not in this model (adapters without an
+    extractor, say) is left out. So is a layer to freeze that is not built, as features come in its place."""
+    unbuilt = _unbuilt(model) if key == "freeze" else set()
     prefixes: list[str] = []
     for part in (part for part in parts if part not in unbuilt):
         try:
             prefixes += [prefix for prefix, _ in model.part(part)]
         except ConfigError as error:
             if part not in PARTS:
-                raise ConfigError(f"plan: {where}: {error}") from None
+                raise ConfigError(f"plan: stage {stage.name!r}: {key}: {error}") from None
     return prefixes
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split, pictures_only
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, StoreError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.augment import feature_augment
 from mtyolo.features.dataset import make_store_loader
@@ -19,6 +19,9 @@ from mtyolo.features.replaced import open_targets
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.stages import Stage
+
+EARLIEST = "{4: 8}"
+"""Of YOLOv5: layer 4 alone, behind which all the others lie."""
 
 
 def open_store(
@@ -33,10 +36,9 @@ def open_store(
 
     splits: for training, and for validation or None. Raises ConfigError or StoreError saying what does not fit.
     """
+    _refuse_model(directory, model)
     for stage in stages:
         _refuse_images(stage, config)
-    if model.graph.needs_images:
-        raise ConfigError("layers before the entry still need the images, and a feature store has none")
     store = FeatureStore.open(directory, device=device)
     for split in splits:
         if split is not None:
@@ -47,6 +49,21 @@ def open_store(
     if splits[0] is not None and compares:
         open_targets(store, model, splits[0])
     return store
+
+
+def _refuse_model(directory: Path | str, model: Model) -> None:
+    if model.extractor is None:
+        raise StoreError(
+            f"{directory}: this model has no extractor, so it takes images and not features; leave --features out, or "
+            "train a model with the extractor that made them"
+        )
+    if model.graph.needs_images:
+        entry = ", ".join(map(str, sorted(model.graph.entry)))
+        raise ConfigError(
+            f"{directory}: layers before the entry still need the images, and a feature store has none: features enter "
+            f"at layer {entry}; let them enter at every way from the images, as {EARLIEST} does, under detector.entry "
+            "of the model file, or leave --features out"
+        )
 
 
 def _refuse_images(stage: Stage, config: TrainConfig) -> None:

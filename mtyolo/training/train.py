@@ -20,6 +20,7 @@ from mtyolo.training.counted import left_out, lengths
 from mtyolo.training.distilling import refuse_unjudged
 from mtyolo.training.judging import Judge
 from mtyolo.training.loading import reading
+from mtyolo.training.moved import with_data_at
 from mtyolo.training.optimizer import set_rates
 from mtyolo.training.processes import (
     any_process,
@@ -39,6 +40,7 @@ from mtyolo.training.step import training_step
 from mtyolo.training.stopping import Interrupted, stop_on_signals
 from mtyolo.training.stored import open_store
 from mtyolo.training.told import told
+from mtyolo.training.unlabelled import refuse_unlabelled
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0
@@ -63,8 +65,9 @@ def train(
 
     plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
-    features: a store to take features from in place of images; beside `resume`, where the run's store is now. judge:
-    how to validate; without, nothing is. trust: a resumed run may import `package.module:Class` that its model names.
+    features: a store to take features from in place of images. Beside `resume`, data and features say where these are
+    now. judge: how to validate; without, nothing is.
+    trust: a resumed run may import `package.module:Class` that its model names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
     with as_before(model):
@@ -90,7 +93,10 @@ def train_in_group(
     """The same among processes that stay together. followed: by another training, as an assistant's is by the
     student's; then a signal interrupts at the end, too."""
     saved = read_state(resume) if resume is not None else None
-    settings = Settings.of_run(saved, str(resume), features) if saved else settle(model, data, plan, config, features)
+    if saved and resume is not None:
+        settings = with_data_at(Settings.of_run(saved, str(resume), features), data, resume)
+    else:
+        settings = settle(model, data, plan, config, features)
     config, plan = settings.parsed()
     if model is None:
         model = saved_model(settings, saved, trust=trust)
@@ -98,6 +104,7 @@ def train_in_group(
     splits = open_splits(opened, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
+    refuse_unlabelled(stages[saved["position"]["stage"] if saved else 0 :], model, splits[0], opened)
     if not saved:
         refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)

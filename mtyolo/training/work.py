@@ -17,7 +17,7 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.distill.objective import Distiller
-from mtyolo.errors import ConfigError, DataError
+from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
@@ -194,10 +194,7 @@ def _tasks(stage: Stage, model: Model, split: Split) -> tuple[str, ...]:
         raise ConfigError(
             f"plan: stage {stage.name!r}: the model has no task {unknown!r}; it has {', '.join(model.tasks)}"
         )
-    labelled = tuple(task for task in wanted if split.count(task))
-    if not labelled and stage.config.distill is None:
-        raise DataError(f"stage {stage.name!r}: no training image is labelled for {', '.join(wanted)}")
-    return labelled
+    return tuple(task for task in wanted if split.count(task))
 
 
 def _loader(

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtyolo.adapters import make_adapters
 from mtyolo.api import build
-from mtyolo.config.model import ExtractorConfig, Normalisation
+from mtyolo.config.model import AdaptersConfig, ExtractorConfig, Normalisation
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors import EXTRACTORS, make_extractor
 from mtyolo.extractors.base import features_of
@@ -132,3 +133,30 @@ def test_modules_are_found_in_the_folder_one_stands_in(tmp_path: Path, monkeypat
     assert import_class("module_of_mine:Net", "extractor.name", trust=True).__name__ == "Net"
     with pytest.raises(ConfigError, match="write the module as import does, module_of_mine:"):
         import_class("module_of_mine.py:Net", "extractor.name", trust=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tiny.Tiny", "tiny:Tiny"),
+        ("my.nets.Tiny", "my.nets:Tiny"),
+        ("Tiny", "<module>:Tiny"),
+        ("here.make_net", "here:make_net"),
+        ("here", "here:<Class>"),
+        ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+    ],
+)
+def test_a_class_that_is_named_otherwise_is_told_how(
+    name: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("raise RuntimeError('nobody said that this may run')")
+    with pytest.raises(ConfigError) as refusal:
+        make_extractor(ExtractorConfig(name=name), (8, 16))
+    assert f"unknown extractor {name!r}; did you mean {meant}? (known" in str(refusal.value)
+    assert "your own classes as module:Class with --trust" in str(refusal.value)
+
+
+def test_an_adapter_that_is_named_otherwise_is_told_how() -> None:
+    with pytest.raises(ConfigError, match=r"adapters.type: unknown adapter 'tiny\.Tiny'; did you mean tiny:Tiny\?"):
+        make_adapters(AdaptersConfig(type="tiny.Tiny"), [Level(8, 4)], [Level(8, 4)])

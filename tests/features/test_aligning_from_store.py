@@ -203,7 +203,7 @@ def test_a_folder_of_pictures_is_enough(files: tuple[Path, Path], tmp_path: Path
 
 def test_a_store_without_targets_or_with_others_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store")
-    with pytest.raises(StoreError, match=r"no outputs of the replaced layers .*extract again with --targets"):
+    with pytest.raises(StoreError, match=r"no outputs of the replaced layers .*/store --imgsz 64 .*--targets"):
         align(files, tmp_path / "none", store)
     extract(files, tmp_path / "more", "--targets", "--views", "2")
     shutil.copytree(tmp_path / "more" / REPLACED, store / REPLACED)
@@ -256,7 +256,7 @@ def test_adapters_begin_with_the_statistics_of_stored_targets(
     content["adapters"] = {"type": "conv", "match_statistics": True}
     files[0].write_text(yaml.safe_dump(content))
     store = extract(files, tmp_path / "store")
-    with pytest.raises(StoreError, match="extract again with --targets"):
+    with pytest.raises(StoreError, match=r"run mtyolo extract .*--targets"):
         align(files, tmp_path / "none", store, objective=objective)
     extract(files, store, "--targets")
     model = make(files, features=store)

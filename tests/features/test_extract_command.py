@@ -99,10 +99,15 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert "--dtype fp12: features are stored as one of fp32, fp16, bf16, int8" in capsys.readouterr().err
     assert main(["features", "info", store]) == 2
     assert "no feature store" in capsys.readouterr().err
-    assert main(["extract", *files, "--out", store, "--splits", "train"]) == 0
+    assert main(["extract", *files, "--out", store, "--splits", "train", "--views", "2", "--dtype", "int8"]) == 0
     capsys.readouterr()
     assert main(["train", *files, "--features", store, "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
-    assert "has no split val, only train; run mtyolo extract --splits val" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    command = f"mtyolo extract --model … --data … --out {store} --imgsz {SIZE} --views 2 --dtype int8 --splits val"
+    assert f"has no split val, only train; with the model and data of the others, run {command}\n" in said
+    options = command.removeprefix("mtyolo extract --model … --data … ").split()
+    assert main(["extract", *files[:4], "--device", "cpu", "--trust", *options]) == 0
+    assert main(["features", "verify", store, "--data", files[3]]) == 0
 
 
 def test_training_from_features_on_the_command_line(files: list[str], tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_adapters_are_aligned_from_features_of_another_program(
     train = ["train", *options, "--features", str(store), "--imgsz", str(SIZE), "--plan", "align", "--epochs", "1"]
     train += ["--batch", "4", "--workers", "0", "--out", str(tmp_path / "run")]
     assert main(train) == 2
-    assert "run mtyolo extract again with --targets" in capsys.readouterr().err
+    assert "run mtyolo extract --model" in capsys.readouterr().err
     assert main(["extract", *options, "--out", str(store), "--targets"]) == 0
     assert "8 images in 3 shards written" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in features.items())

@@ -222,10 +222,10 @@ def test_a_wrong_extractor_size_or_level_is_named(make_store: MakeStore, split: 
 def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore, split: Split) -> None:
     store = make_store()
     for extractor, size, options, words in (
-        (TinyExtractor(seed=1), SIZE, ExtractOptions(), "weights seed 0, not seed 1"),
-        (TinyExtractor(), 96, ExtractOptions(), "64 px, not 96 px"),
-        (TinyExtractor(), SIZE, ExtractOptions(dtype="int8"), "stored as fp16, not as int8"),
-        (TinyExtractor(), SIZE, ExtractOptions(views=2), "1 views of an image, not 2"),
+        (TinyExtractor(seed=1), 96, ExtractOptions(), r"weights seed 0, not seed 1\); give another folder"),
+        (TinyExtractor(), 96, ExtractOptions(), r"64 px, not 96 px\); give --imgsz 64 to go on with it, or another"),
+        (TinyExtractor(), SIZE, ExtractOptions(dtype="int8"), r"stored as fp16, not as int8\); give --dtype fp16 to"),
+        (TinyExtractor(), 96, ExtractOptions(views=2), "64 px, not 96 px.*; give --imgsz 64 --views 1 to go on"),
     ):
         with pytest.raises(StoreError, match=f"holds other features .*{words}"):
             extract(extractor, [split], store.directory, size, options)

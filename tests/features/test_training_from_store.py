@@ -285,6 +285,19 @@ def test_stages_that_need_pixels_or_train_the_extractor_are_refused(
             )
 
 
+def test_a_model_that_needs_images_is_refused_with_the_store(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    own = own_extractor_model()
+    partly = build(own | {"detector": own["detector"] | {"entry": {9: 32}}}, data=data, trust=True)
+    for model, error, words in (
+        (build({"detector": own["detector"]}, data=data), StoreError, "this model has no extractor, so it takes"),
+        (partly, ConfigError, r"layers before the entry .* enter at layer 9; .*\{4: 8\} .* leave --features out"),
+    ):
+        with pytest.raises(error, match=f"^{store}: {words}"):
+            loop(model, data, config=config, out=tmp_path / "run", features=store, progress=False)
+
+
 def test_a_store_of_another_size_or_extractor_is_refused(
     data: Path, store: Path, config: TrainConfig, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from mtyolo.api import build
 from mtyolo.checkpoint import load
 from mtyolo.config.model import KeypointConfig
 from mtyolo.config.training import TrainConfig
-from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import alone_in, run_folder
@@ -208,6 +209,23 @@ def test_other_labels_than_at_the_start_are_said(
     (tmp_path / "train.json").write_text(labels.replace('"category_id": 0', '"category_id": 1', 1))
     train(resume=tmp_path / "run")
     assert "not those of the run's start" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_run_whose_data_was_moved_says_how_to_name_its_new_place_and_remembers_it(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes.parent, tmp_path / "data")
+    data, moved, judge = tmp_path / "data" / "shapes.yaml", tmp_path / "moved", Judge(SignalAfter(1, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(make_model(), data, config=config, out=tmp_path / "run", judge=judge, progress=False)
+    data.parent.rename(moved)
+    where = rf"data/shapes\.yaml: the data of {tmp_path / 'run'} is not there; name its new place with --data"
+    with pytest.raises(DataError, match=where):
+        train(resume=tmp_path / "run", progress=False)
+    judge = Judge(SignalAfter(1, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(None, moved / "shapes.yaml", resume=tmp_path / "run", judge=judge, progress=False)
+    assert train(resume=tmp_path / "run", progress=False).results[-1]["epoch"] == 2
 
 
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(

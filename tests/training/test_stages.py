@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from mtyolo.assembly import build
@@ -157,7 +158,7 @@ def test_norms_of_named_parts_keep_their_statistics(
     statistics = [name for name in moved(before, model.state_dict()) if "running" in name]
     assert statistics
     assert all(name.startswith(("branches.segment.", "branches.keypoint.")) for name in statistics)
-    with pytest.raises(ConfigError, match=r"plan: norms: .*neckk"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': norms: .*neckk"):
         plan_stages(plan_of({"norms": ["detector.neckk"]}), TrainConfig(), model)
 
 
@@ -166,6 +167,25 @@ def test_shares_of_a_whole_run_add_up_to_its_epochs(epochs: int) -> None:
     halves = stage_epochs(plan_of({"share": 0.5}, {"share": 0.5}), TrainConfig(epochs=epochs))
     assert sum(halves) == epochs
     assert abs(halves[0] - halves[1]) <= 1
+
+
+def test_shares_of_more_than_a_whole_run_are_refused_and_runs_that_began_with_them_go_on(tmp_path: Path) -> None:
+    stages = [{"name": "one", "share": 0.8}, {"name": "two", "share": 0.8}]
+    with pytest.raises(ConfigError, match=r"plan: the shares of one, two add up to 1\.6, and 1 is the whole run"):
+        read_plan(stages)
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    with pytest.raises(ConfigError, match=r"p\.yaml: the shares of one, two add up to 1\.6"):
+        read_plan(tmp_path / "p.yaml")
+    begun = PlanConfig.model_validate({"stages": stages})  # as a state has it
+    assert stage_epochs(begun, TrainConfig(epochs=3)) == [2, 3]
+    with pytest.raises(ConfigError, match=r"add up to 1\.6"):
+        read_plan(begun)
+    own = {"name": "middle", "model": "yolov5s.yaml", "stages": stages}
+    teacher = {"teachers": [{"weights": "middle", "output": {"kl": 1}}]}
+    with pytest.raises(ConfigError, match=r"plan: assistant 'middle': the shares of one, two add up to 1\.6"):
+        read_plan({"stages": [{"name": "last", "distill": teacher}], "assistants": [own]})
+    thirds = [{"name": name, "share": 0.334} for name in "abc"]
+    assert len(read_plan([*thirds, {"name": "d", "share": 0.9, "epochs": 2}]).stages) == 4
 
 
 def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
@@ -178,9 +198,10 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"train": ["detecter"]}, "train: this model has no part 'detecter'; did you mean 'detector'"),
-        ({"freeze": ["detector.99"]}, "plan: freeze: this model has no part 'detector.99'"),
-        ({"lr_scale": {"bakbone": 0.1}}, "lr_scale: this model has no part 'bakbone'"),
+        ({"train": ["detecter"]}, "plan: stage '0': train: this model has no part 'detecter'; did you mean 'detector'"),
+        ({"freeze": ["detector.99"]}, "plan: stage '0': freeze: this model has no part 'detector.99'"),
+        ({"lr_scale": {"bakbone": 0.1}}, "stage '0': lr_scale: this model has no part 'bakbone'"),
+        ({"norms": ["neck"]}, "stage '0': norms: this model has no part 'neck'"),
         ({"train": ["adapters"]}, "stage '0' trains nothing: the model has none of adapters that is not frozen"),
         (
             {"freeze": ["detector", "segment", "keypoint"]},
@@ -201,9 +222,9 @@ def test_layers_that_features_replace_have_nothing_to_freeze() -> None:
     model = build({"extractor": extractor, "detector": {"graph": "yolov5n.yaml"}})
     first = plan_stages(read_plan("distill-features"), TrainConfig(), model)[0]
     assert all(first.trains(key) for key, _ in model.named_parameters())
-    with pytest.raises(ConfigError, match=r"plan: freeze: this model has no part 'detector\.25'"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': freeze: this model has no part 'detector\.25'"):
         plan_stages(plan_of({"freeze": ["detector.25"]}), TrainConfig(), model)
-    with pytest.raises(ConfigError, match=r"plan: train: this model has no part 'detector\.2'"):
+    with pytest.raises(ConfigError, match=r"plan: stage '0': train: this model has no part 'detector\.2'"):
         plan_stages(plan_of({"train": ["detector.2"]}), TrainConfig(), model)
 
 
