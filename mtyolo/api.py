@@ -145,14 +145,15 @@ def validate(
     data: Data,
     *,
     split: str = "val",
-    size: int = 640,
+    size: int | None = None,
     features: str | Path | None = None,
     trust: bool = False,
     **options: Any,
 ) -> Metrics:
     """Judge a model on a split of a data file; further options are those of `mtyolo.evaluation.validate.validate`.
 
-    features: a store to take features from in place of images; then `size` is the store's. trust: import
+    size: by default the one that the model was trained at. features: a store to take features from in place of images;
+    then `size` is the store's. trust: import
     `package.module:Class` that a file names.
     """
     opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, trust=trust)

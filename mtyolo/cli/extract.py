@@ -67,7 +67,7 @@ def extract(
     splits: SplitNames = None,
     views: Views = 1,
     dtype: Dtype = "fp16",
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     batch: Batch = 16,
     workers: Workers = 2,
     device: options.Device = "auto",
@@ -109,7 +109,7 @@ def extract(
     given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
     source = read_data(data)
     found = _load(source, _names(source, splits, given), strict=strict, aloud=process.is_main_process)
-    size = fitting_side(imgsz, opened.largest_stride)
+    size = fitting_side(imgsz or opened.usual_size, opened.largest_stride)
     if given is not None:
         found, size = [in_rows_of(given, split) for split in found], given.manifest.size
     replaced = ReplacedLayers(opened) if targets else None

@@ -32,7 +32,7 @@ def show(
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="A data file: the model is built for its classes and points.")
     ] = None,
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     plan: Annotated[
         str | None, typer.Option(help="A plan file, or one that ships with mtyolo: shows what trains in each stage.")
     ] = None,

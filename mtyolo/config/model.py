@@ -13,6 +13,8 @@ ClassNumber = Annotated[int, Field(ge=0)]
 
 LARGEST_SIDE = 16384
 """Pixels of the network input: a slip of the keyboard is named before it asks for all memory."""
+USUAL_SIDE = 640
+"""Pixels of the network input where a model does not know its own; official checkpoints were trained at it."""
 LARGEST_SEED = 2**32 - 1
 """What numpy takes."""
 
@@ -145,6 +147,8 @@ class ModelConfig(Strict):
     """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
     names: dict[int, str] | None = None
     """Class names; a list counts from 0. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+    imgsz: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
+    """Pixels a side of the network input that it was trained at, which training notes: val and predict take it."""
 
     @field_validator("names", mode="before")
     @classmethod
@@ -163,6 +167,10 @@ class ModelConfig(Strict):
         known = sorted(found.union(self.tasks.keypoint.classes or ()))
         keypoint = self.tasks.keypoint.model_copy(update={"classes": known, "sigmas": sigmas})
         return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
+
+    def with_size(self, imgsz: int) -> ModelConfig:
+        """The same, trained at this size."""
+        return self.model_copy(update={"imgsz": imgsz})
 
     def with_known_adapters(self) -> ModelConfig:
         """The same where adapters have a start, or have learned: statistics are matched once, before all else."""

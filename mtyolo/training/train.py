@@ -132,6 +132,7 @@ def train_in_group(
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
     """The whole of training, from the state's position to the end of the last stage."""
+    state.configure(state.model.config.with_size(tools.config.imgsz))
     if saved is None:
         try_stages(state, stages, tools)
         begin_run(state, stages, tools)
