@@ -32,7 +32,7 @@ from mtyolo.training.processes import (
 from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.splits import Data, open_splits, say_change, say_problems
+from mtyolo.training.splits import Data, open_splits, say_change, say_problems, with_lessons
 from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, make_state, saved_model
 from mtyolo.training.step import training_step
@@ -95,7 +95,8 @@ def train_in_group(
     if model is None:
         model = saved_model(settings, saved, trust=trust)
     opened = data or settings.opened_data()
-    splits = open_splits(opened, model)
+    whole = open_splits(opened, model)
+    splits = with_lessons(whole, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
     if not saved:
@@ -107,7 +108,7 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
-        state.data = splits[0].fingerprint()
+        state.data = whole[0].fingerprint()
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown).say
         if not followed:
@@ -115,7 +116,7 @@ def train_in_group(
         say_change(saved, state.data, say)
         if plan.assistants:
             own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
-            assistants = Assistants(state, splits[0].points, config, own, say, trust)
+            assistants = Assistants(state, whole[0].points, config, own, say, trust)
             plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
             stages = plan_stages(plan, config, model, labelled)
         accelerator = make_accelerator(config, folder, told(state.settings))
