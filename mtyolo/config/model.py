@@ -38,7 +38,8 @@ class ExtractorConfig(Strict):
     name: str
     """timm/<model>, `features` (given from outside, needs `levels`), or package.module:Class."""
     weights: str = "imagenet"
-    """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth."""
+    """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth. Your own class
+    fills itself, unless a path is named."""
     strides: tuple[Positive, ...] | None = None
     """Which levels to take. Default: those the detector's entry asks for, as far as the extractor has them."""
     levels: dict[Positive, Positive] | None = None

@@ -67,6 +67,18 @@ def make_extractor(
     )
 
 
+def refuse_imagenet(config: ExtractorConfig, registry: Mapping[str, Callable[..., Any]]) -> None:
+    """Raises ConfigError where a model file asks your own class for weights that only timm models have."""
+    kind = config.name.split("/")[0]
+    own = kind not in EXTRACTORS and (kind in registry or ":" in config.name)
+    if own and config.weights == "imagenet" and "weights" in config.model_fields_set:
+        raise ConfigError(
+            f"extractor.weights: imagenet: only timm models have these, not {config.name}; name a .safetensors with "
+            "its state_dict, or weights: none where the class fills itself (what it must know for that goes under "
+            "extractor.arguments)"
+        )
+
+
 def _own(config: ExtractorConfig, make: Callable[..., Any]) -> Extractor:
     """Your class, with the weights that the model file names, if it names some."""
     unused = next((key for key in TIMM_ALONE if getattr(config, key) is not None), None)
@@ -99,4 +111,4 @@ def _levels(name: str, levels: Any) -> tuple[Level, ...]:
     return found
 
 
-__all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor", "refuse_imagenet"]
