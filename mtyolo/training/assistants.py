@@ -11,13 +11,14 @@ from typing import Protocol
 from accelerate.utils import set_seed
 
 from mtyolo.assembly import build
-from mtyolo.config.model import ModelConfig, resolve_beside
+from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, Stages
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, random_states, read_state, set_random_states
 from mtyolo.training.distilling import refuse
+from mtyolo.training.plan_checks import missing_teacher
 from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
 from mtyolo.training.settings import naming
@@ -106,10 +107,8 @@ def _plan_of(assistant: AssistantConfig) -> PlanConfig:
 def _check_teachers(learner: Stages, config: TrainConfig, *, stored: bool, known: PlanConfig) -> None:
     for stage in learner.stages:
         refuse(stage, config, stored=stored, processes=processes())
-    names = [assistant.name for assistant in known.assistants]
-    for weights in learner.teachers:
-        if weights not in names and not Path(weights).exists() and resolve_beside(weights, Path("plan.yaml")) is None:
-            raise ConfigError(f"plan: teacher {weights}: no such file, and no assistant of this name")
+    if weights := missing_teacher(learner, known):
+        raise ConfigError(f"plan: teacher {weights}: no such file, and no assistant of this name")
 
 
 def _progress(out: Path, stages: int) -> tuple[bool, bool]:
