@@ -41,7 +41,10 @@ def make_adapters(
     elif ":" in config.type:
         make = import_class(config.type, "adapters.type", trust)
     else:
-        raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)}")
+        raise ConfigError(
+            f"adapters.type: unknown adapter {config.type!r}; {nearest(config.type, registry)} (your own classes by "
+            "name, as adapters={name: class} from Python)"
+        )
     options: dict[str, Any] = dict(config.arguments)
     if config.type in ADAPTERS and config.type != "identity":
         sizes = {"depth": config.depth, "width": config.width}

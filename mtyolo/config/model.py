@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
+"""What a model file can name without a class of anybody's own."""
+
 Positive = Annotated[int, Field(gt=0)]
 ClassNumber = Annotated[int, Field(ge=0)]
 
@@ -160,6 +163,13 @@ class ModelConfig(Strict):
     def imports(self) -> bool:
         """Does it name classes of a user's own, as package.module:Class?"""
         return ":" in self.adapters.type or (self.extractor is not None and self.extractor.imports)
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """Classes that only Python can give: the argument that does -> their name there."""
+        kind = "timm" if self.extractor is None else self.extractor.name.split("/")[0]
+        named = {"extractors": kind, "adapters": self.adapters.type}
+        return {key: name for key, name in named.items() if name not in KNOWN[key] and ":" not in name}
 
     def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
         """The same where these classes have points, if any, beside those that had some before; with these sigmas."""

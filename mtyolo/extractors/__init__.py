@@ -63,7 +63,7 @@ def make_extractor(
     hint = f"did you mean {PREFIX}{config.name}?" if "/" not in config.name else nearest(config.name, known)
     raise ConfigError(
         f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes by "
-        "name, as extractors={name: class} of mtyolo.build and mtyolo.load)"
+        "name, as extractors={name: class} from Python)"
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from accelerate.utils import set_seed
 
@@ -23,7 +23,7 @@ from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
 from mtyolo.training.settings import naming
 from mtyolo.training.stages import plan_stages
-from mtyolo.training.state import RunState
+from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
 
 FOLDER = "assistants"
@@ -39,14 +39,15 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Assistants:
-    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it."""
+    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it.
+    own: classes by name, and trust, as `build` takes them."""
 
     state: RunState
     points: int | None
     config: TrainConfig
     train: Train
     say: Callable[[str], None]
-    trust: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def teach(self, plan: PlanConfig, *, stored: bool, resumed: bool) -> PlanConfig:
         """The plan with files in place of its assistants' names. What is there already is not trained again.
@@ -84,16 +85,15 @@ class Assistants:
             model = None if begun else self._model(assistant)
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
-            except Interrupted as interrupted:
-                out, imports = self.state.run.out, self.state.model.config.imports
-                raise Interrupted(out, interrupted.signal_number, imports=imports) from None
+            except Interrupted as stopped:
+                raise interrupted(self.state, stopped.signal_number) from None
         return from_first(lambda: str(Run(out).best.absolute()))
 
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
         whole = ModelConfig.model_validate(assistant.model)  # the run's settings have what its files say
         names, points = self.state.model.names, self.state.model.keypoints or self.points
-        return build(whole, names=names, points=points, trust=self.trust)
+        return build(whole, names=names, points=points, **self.own)
 
     def _config(self, assistant: AssistantConfig) -> TrainConfig:
         epochs = assistant.epochs or self.config.epochs
