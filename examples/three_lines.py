@@ -16,7 +16,7 @@ quick["augment"] = {"mosaic": 0}
 
 model = mtyolo.build("shapes-lite0.yaml", data=data)
 run = mtyolo.train(model, data, plan="demo", config=quick, out=folder / "run")
-results = mtyolo.predict(run.best, folder / "shapes/images/val", size=128, confidence=0.1)
+results = mtyolo.predict(run.best, folder / "shapes/images/val", confidence=0.1)
 
 best = max(results, key=len)
 print(f"{len(best)} objects; boxes {tuple(best.boxes.shape)}, masks {tuple(best.masks.shape)}, ", end="")

@@ -83,19 +83,23 @@ def open_model(
     data: Data | None = None,
     weights: str | Path | None = None,
     features: str | Path | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
 ) -> Model:
     """A model from whatever a person names: a YAML file, an official checkpoint, or weights that mtyolo wrote.
 
-    features: a store that stands in for the extractor, which is then not loaded.
+    features: a store that stands in for the extractor, which is then not loaded. extractors, adapters, trust: as for
+    `build`.
     """
     path = Path(path)
+    own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
     if path.suffix not in WEIGHT_SUFFIXES:
-        return build(path, data=data, weights=weights, features=features, trust=trust)
+        return build(path, data=data, weights=weights, features=features, **own)
     if weights is not None:
         raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
     if path.suffix == ".safetensors" or data is None:
-        model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), trust=trust)
+        model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), **own)
         return model if data is None else _agreeing(model, path, data)
     official = read_official(path)
     config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
@@ -112,20 +116,24 @@ def train(
     resume: str | Path | None = None,
     features: str | Path | None = None,
     progress: bool = True,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
 ) -> Run:
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
     model: or a path, opened for the data. With `resume`, the run's folder knows model and data. data: a data file, or
     its content. plan: also a list of stages. config: also a dictionary such as {"epochs": 20}, or a file of these.
-    trust: import `package.module:Class` that a file, or the resumed run, names.
+    extractors, adapters: your own classes by name, of a model that is opened or of a resumed run. trust: import
+    `package.module:Class` that it names.
     """
+    own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
     data = None if data is None else with_checked_content(data)
     plan = None if plan is None else read_plan(plan)
     config = None if config is None else read_config(config)
     if isinstance(model, str | Path):
         set_seed((config or TrainConfig()).seed)  # also of fresh adapters and branches
-        model = open_model(model, data=data, features=features, trust=trust)
+        model = open_model(model, data=data, features=features, **own)
     return run_training(
         model,
         data,
@@ -136,7 +144,7 @@ def train(
         features=features,
         judge=Judge(evaluation.validate, comparison),
         progress=progress,
-        trust=trust,
+        **own,
     )
 
 
@@ -145,17 +153,21 @@ def validate(
     data: Data,
     *,
     split: str = "val",
-    size: int = 640,
+    size: int | None = None,
     features: str | Path | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
     **options: Any,
 ) -> Metrics:
     """Judge a model on a split of a data file; further options are those of `mtyolo.evaluation.validate.validate`.
 
-    features: a store to take features from in place of images; then `size` is the store's. trust: import
-    `package.module:Class` that a file names.
+    size: by default the one that the model was trained at. features: a store to take features from in place of images;
+    then `size` is the store's. extractors, adapters: your own classes by name, for a model that is opened. trust:
+    import `package.module:Class` that its file names.
     """
-    opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, trust=trust)
+    own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+    opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, **own)
     images = load_split(data, split)
     if features is not None:
         options["loader"] = stored_batches(opened, images, features, options.get("batch", 8))

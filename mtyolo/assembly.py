@@ -16,7 +16,7 @@ from mtyolo.config.model import (
     TasksConfig,
 )
 from mtyolo.errors import ConfigError
-from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor
+from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor, refuse_imagenet
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels
 from mtyolo.graph.official import read_official
 from mtyolo.graph.reading import GraphSpec, read_graph, scaled_channels
@@ -58,6 +58,8 @@ def build(
     Raises ConfigError or CheckpointError naming the place of what is wrong.
     """
     resolved = resolve(config, weights)
+    if resolved.extractor is not None and not isinstance(config, ModelConfig):  # which was written with its defaults
+        refuse_imagenet(resolved.extractor, EXTRACTORS | dict(extractors or {}))
     official = read_official(resolved.detector.weights) if resolved.detector.weights else None
     own = resolved.names or names or (official.names if official else None)
     model = assemble(

@@ -83,12 +83,10 @@ def demonstrate(
     say("judging and drawing …")
     model = load(run.best)
     val = load_split(data, "val")
-    side_by_side = comparison(model, val, size=TRAINED_SIZE, confidence=LEAST_SCORE)
-    results = predict(
-        model, [record.path for record in val.records[:PICTURES]], size=TRAINED_SIZE, confidence=LEAST_SCORE
-    )
+    side_by_side = comparison(model, val, confidence=LEAST_SCORE)
+    results = predict(model, [record.path for record in val.records[:PICTURES]], confidence=LEAST_SCORE)
     return Demonstration(
-        metrics=validate(model, val, size=TRAINED_SIZE),
+        metrics=validate(model, val),
         weights=run.best,
         labels=run.out / "train_batch.jpg",
         comparison=save_image(side_by_side, out / "truth_and_prediction.jpg"),

@@ -49,6 +49,8 @@ def inherit(path: Path | str, model: Model) -> None:
         tensor.copy_(source[key])
     model.eval()
     model.fresh_classes = unknown_classes(saved.config.names or {}, model.names)
+    if model.config.imgsz is None and saved.config.imgsz is not None:
+        model.config = model.config.with_size(saved.config.imgsz)
     if "adapters" in known:
         model.config = model.config.with_known_adapters()
     if model.config.detector.weights is None:  # what adapters are aligned to

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, channels_last, nn
 
-from mtyolo.config.model import KeypointConfig, ModelConfig
+from mtyolo.config.model import USUAL_SIDE, KeypointConfig, ModelConfig
 from mtyolo.config.reading import nearest
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import features_of
@@ -65,6 +65,11 @@ class Model(nn.Module):
     def largest_stride(self) -> int:
         """Input sizes must be a multiple of this."""
         return max(level.stride for level in self.graph.levels.values())
+
+    @property
+    def usual_size(self) -> int:
+        """Side of the input in pixels, where nobody asks for another: that of its training, as far as it is known."""
+        return self.config.imgsz or USUAL_SIDE
 
     @property
     def anchors(self) -> Tensor:

@@ -49,9 +49,12 @@ def trained_parameters(model: Model) -> dict[str, int]:
 
 
 @torch.no_grad()
-def summarise(model: Model, size: int = 640) -> Summary:
-    """Run one grey image of `size` x `size` pixels (made a multiple of the largest stride), and count."""
-    size = fitting_side(size, model.largest_stride)
+def summarise(model: Model, size: int | None = None) -> Summary:
+    """Run one grey image of `size` x `size` pixels (made a multiple of the largest stride), and count.
+
+    size: by default the one that the model was trained at.
+    """
+    size = fitting_side(size or model.usual_size, model.largest_stride)
     modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
     try:

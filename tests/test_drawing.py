@@ -53,6 +53,19 @@ def test_the_box_lies_where_the_detection_says():
     assert not changed[620:].any()
 
 
+EDGES = [(300, 0, 500, 200), (300, 8, 500, 200), (780, 300, 799, 500), (780, 0, 799, 200), (-20, -20, 60, 60)]
+
+
+@pytest.mark.parametrize("box", EDGES, ids=str)
+def test_a_text_at_an_edge_of_the_picture_is_whole(box: tuple[float, float, float, float]):
+    def letters(drawn: np.ndarray) -> int:
+        """Pixels of them: black or white, as neither the picture nor the boxes are."""
+        return int(((drawn == 0) | (drawn == 255)).all(2).sum())
+
+    middle, at_edge = (draw_detections(grey(700, 800), detections(at), NAMES) for at in ((300, 300, 500, 500), box))
+    assert letters(at_edge) == letters(middle) > 20
+
+
 def test_classes_have_different_colours():
     box = (300, 400, 500, 600)
     first, second = (draw_detections(grey(700, 800), detections(box, number), NAMES)[600, 400] for number in (0, 1))

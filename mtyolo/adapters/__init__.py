@@ -43,7 +43,10 @@ def make_adapters(
     else:
         meant = import_path_of(config.type)
         hint = f"did you mean {meant}?" if meant else nearest(config.type, registry)
-        raise ConfigError(f"adapters.type: unknown adapter {config.type!r}; {hint}")
+        raise ConfigError(
+            f"adapters.type: unknown adapter {config.type!r}; {hint} (your own classes as module:Class with --trust, "
+            "or by name, as adapters={name: class} from Python)"
+        )
     options: dict[str, Any] = dict(config.arguments)
     if config.type in ADAPTERS and config.type != "identity":
         sizes = {"depth": config.depth, "width": config.width}

@@ -67,7 +67,7 @@ def extract(
     splits: SplitNames = None,
     views: Views = 1,
     dtype: Dtype = "fp16",
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     batch: Batch = 16,
     workers: Workers = 2,
     device: options.Device = "auto",
@@ -108,8 +108,9 @@ def extract(
     )
     given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
     source = read_data(data)
-    found = _load(source, _names(source, splits, given), strict=strict, aloud=process.is_main_process)
-    size = fitting_side(imgsz, opened.largest_stride)
+    aloud = process.is_main_process
+    found = _load(source, _names(source, splits, given), strict=strict, aloud=aloud, views=views)
+    size = fitting_side(imgsz or opened.usual_size, opened.largest_stride)
     if given is not None:
         found, size = [in_rows_of(given, split) for split in found], given.manifest.size
     replaced = ReplacedLayers(opened) if targets else None
@@ -184,13 +185,16 @@ def _names(source: DataSource, splits: str | None, given: FeatureStore | None) -
     return named
 
 
-def _load(source: DataSource, names: list[str], *, strict: bool, aloud: bool) -> list[Split]:
+def _load(source: DataSource, names: list[str], *, strict: bool, aloud: bool, views: int) -> list[Split]:
+    from mtyolo.data.records import UNMIRRORED
     from mtyolo.data.split import load_split
 
     found = [load_split(source, name, strict=strict) for name in names]
     for split in found:
         if aloud and (wrong := split.problems.summary()):
             say(wrong)
+        if aloud and views > 1 and not split.may_mirror:
+            say(f"{split.name}: note: {UNMIRRORED}")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtyolo.config.model import LARGEST_SIDE
+from mtyolo.config.model import LARGEST_SIDE, USUAL_SIDE
 
 Model = Annotated[
     Path,
@@ -32,11 +32,12 @@ Trust = Annotated[
     typer.Option("--trust", help="Also import package.module:Class that the model file names: it runs that code."),
 ]
 ImageSize = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--imgsz",
         min=1,
         max=LARGEST_SIDE,
+        show_default=f"the size it was trained at, else {USUAL_SIDE}",
         help="Side of the square network input, in pixels; made a multiple of the largest stride.",
     ),
 ]

@@ -28,7 +28,7 @@ NOT_DRAWN = "picture not drawn"
 def predict(
     model: options.Model,
     source: Annotated[list[str], typer.Option("--source", "-s", help="An image, a folder or a glob; may be repeated.")],
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Least score of what is kept.")] = 0.25,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = 0.45,
     limit: Annotated[int, typer.Option(min=1, help="Most detections in one image.")] = 300,

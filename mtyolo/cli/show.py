@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
+from mtyolo.cli.output import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mtyolo show yolov5n.yaml",
-    "mtyolo show yolov5n-lite0.yaml --data coco_mini.yaml --imgsz 320 --plan align-freeze-unfreeze",
+    "mtyolo show yolov5n-lite0.yaml --data coco_mini.yaml --weights yolov5n.pt --plan align-freeze-unfreeze",
 )
 
 Trained = Mapping[str, Mapping[str, int]]
@@ -32,7 +33,7 @@ def show(
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="A data file: the model is built for its classes and points.")
     ] = None,
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     plan: Annotated[
         str | None, typer.Option(help="A plan file, or one that ships with mtyolo: shows what trains in each stage.")
     ] = None,
@@ -63,11 +64,16 @@ def _by_stage(model: Model, plan: str) -> Trained:
     from mtyolo.config.plan import read_plan
     from mtyolo.config.training import TrainConfig
     from mtyolo.summary import trained_parameters
+    from mtyolo.training.plan_checks import check_stage, missing_teacher
     from mtyolo.training.stages import freeze, plan_stages
 
-    columns = {}
-    for stage in plan_stages(read_plan(plan), TrainConfig(), model):
+    chosen, columns = read_plan(plan), {}
+    for learner in (*chosen.assistants, chosen):
+        if weights := missing_teacher(learner, chosen):
+            say(f"warning: plan: teacher {weights}: no such file, and training would ask for it")
+    for stage in plan_stages(chosen, TrainConfig(), model):
         freeze(model, stage)
+        check_stage(stage, model)
         columns[f"in {stage.name!r}"] = trained_parameters(model)
     return columns
 

@@ -20,7 +20,7 @@ def val(
     model: options.Model,
     data: options.Data,
     split: Annotated[str, typer.Option(help="Which split of the data file: train, val or test.")] = "val",
-    imgsz: options.ImageSize = 640,
+    imgsz: options.ImageSize = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 8,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.001,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = 0.6,

@@ -8,9 +8,9 @@ from mtyolo.config.model import LARGEST_SIDE
 from mtyolo.errors import ConfigError
 
 
-def check_arguments(*, size: int, batch: int, confidence: float, iou: float, limit: int) -> None:
-    """Raises ConfigError naming the first that can not be what was meant."""
-    if not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE:
+def check_arguments(*, size: int | None, batch: int, confidence: float, iou: float, limit: int) -> None:
+    """Raises ConfigError naming the first that can not be what was meant. size: None for the model's own."""
+    if size is not None and (not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE):
         raise ConfigError(f"size={size!r}: expected a whole number of pixels from 1 to {LARGEST_SIDE}")
     check_counts(batch=batch, limit=limit)
     for name, share in (("confidence", confidence), ("iou", iou)):

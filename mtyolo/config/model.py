@@ -8,11 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
+"""What a model file can name without a class of anybody's own."""
+
 Positive = Annotated[int, Field(gt=0)]
 ClassNumber = Annotated[int, Field(ge=0)]
 
 LARGEST_SIDE = 16384
 """Pixels of the network input: a slip of the keyboard is named before it asks for all memory."""
+USUAL_SIDE = 640
+"""Pixels of the network input where a model does not know its own; official checkpoints were trained at it."""
 LARGEST_SEED = 2**32 - 1
 """What numpy takes."""
 
@@ -36,7 +41,8 @@ class ExtractorConfig(Strict):
     name: str
     """timm/<model>, `features` (given from outside, needs `levels`), or package.module:Class."""
     weights: str = "imagenet"
-    """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth."""
+    """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth. Your own class
+    fills itself, unless a path is named."""
     strides: tuple[Positive, ...] | None = None
     """Which levels to take. Default: those the detector's entry asks for, as far as the extractor has them."""
     levels: dict[Positive, Positive] | None = None
@@ -145,6 +151,8 @@ class ModelConfig(Strict):
     """Default: what the graph's last layer does (detect; detect and segment for -seg graphs)."""
     names: dict[int, str] | None = None
     """Class names; a list counts from 0. Default: the data set's, or the checkpoint's, or the graph's numbers."""
+    imgsz: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
+    """Pixels a side of the network input that it was trained at, which training notes: val and predict take it."""
 
     @field_validator("names", mode="before")
     @classmethod
@@ -156,6 +164,13 @@ class ModelConfig(Strict):
         """Does it name classes of a user's own, as package.module:Class?"""
         return ":" in self.adapters.type or (self.extractor is not None and self.extractor.imports)
 
+    @property
+    def by_name(self) -> dict[str, str]:
+        """Classes that only Python can give: the argument that does -> their name there."""
+        kind = "timm" if self.extractor is None else self.extractor.name.split("/")[0]
+        named = {"extractors": kind, "adapters": self.adapters.type}
+        return {key: name for key, name in named.items() if name not in KNOWN[key] and ":" not in name}
+
     def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
         """The same where these classes have points, if any, beside those that had some before; with these sigmas."""
         if self.tasks is None or self.tasks.keypoint is None or not (found := set(classes)):
@@ -163,6 +178,10 @@ class ModelConfig(Strict):
         known = sorted(found.union(self.tasks.keypoint.classes or ()))
         keypoint = self.tasks.keypoint.model_copy(update={"classes": known, "sigmas": sigmas})
         return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
+
+    def with_size(self, imgsz: int) -> ModelConfig:
+        """The same, trained at this size."""
+        return self.model_copy(update={"imgsz": imgsz})
 
     def with_known_adapters(self) -> ModelConfig:
         """The same where adapters have a start, or have learned: statistics are matched once, before all else."""

@@ -61,7 +61,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.records = [without_crowd(record) for record in split.records]
         self.working = WorkingImages(self.records, size, cache_bytes)
         self.peers = peers_of(self.records)
-        self.may_mirror = split.points is None or split.flip_idx is not None
+        self.may_mirror = split.may_mirror
 
     def __len__(self) -> int:
         return len(self.records)

@@ -19,6 +19,7 @@ Rle = dict[str, Any]
 """COCO run lengths: {"size": [height, width], "counts": bytes}."""
 
 TASKS = ("detect", "segment", "keypoint")
+UNMIRRORED = "mirroring is off: the data file has keypoints and no flip_idx (what each becomes in a mirror)"
 EXAMPLES_KEPT = 20
 """Messages kept for each kind of problem; the count goes on."""
 
@@ -141,6 +142,11 @@ class Split:
         found = frozenset[str]().union(*(record.labels.labelled for record in self.records))
         return tuple(task for task in TASKS if task in found)
 
+    @property
+    def may_mirror(self) -> bool:
+        """Is it known what each label becomes in a mirror?"""
+        return self.points is None or self.flip_idx is not None
+
     def fingerprint(self) -> str:
         """Differs where images, their order or their objects do."""
         found = hashlib.sha256()
@@ -188,6 +194,16 @@ def pictures_only(split: Split) -> Split:
     none = np.zeros(0, np.int64)
     records = [replace(record, labels=record.labels.select(none)) for record in split.records]
     return replace(split, records=records)
+
+
+def without_keypoints(split: Split) -> Split:
+    """The split without labels of keypoints, for who does not learn them: they need not follow into mirrors."""
+    records = [
+        replace(record, labels=replace(labels, keypoints=None, labelled=labels.labelled - {"keypoint"}))
+        for record in split.records
+        for labels in [record.labels]
+    ]
+    return replace(split, records=records, points=None, flip_idx=None, sigmas=None)
 
 
 class Instance(NamedTuple):

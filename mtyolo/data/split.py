@@ -169,8 +169,6 @@ def _split(
     if points:
         _check_about_points(data, points)
     flip_idx = next((reading.flip_idx for reading in readings if reading.flip_idx), None)
-    if points and flip_idx is None:
-        problems.note("mirroring is off: the data file has keypoints and no flip_idx (what each becomes in a mirror)")
     masks = "segment" in labelled
     records = [
         ImageRecord(

@@ -40,8 +40,8 @@ LIGHT = 150
 """Luma of 255 above which text is black."""
 SHORTEST_LABELLED_SIDE = 14
 """Pixels: smaller boxes get no text, which would hide them; their colour tells the class."""
-LETTER_SIZE = (16.0, 35.0)
-"""Width of a letter and height of a line of supervision's font, in pixels at text_scale 1 (measured)."""
+TEXT_PADDING = 2
+"""Pixels of colour around a text."""
 TEXT_OVERLAP = 0.1
 """IoU of two texts above which only the better detection's is shown."""
 SMALL_BODY = 110
@@ -157,17 +157,37 @@ def _with_labels(scene: Picture, found: Any, names: Mapping[int, str], with_scor
         dtype=object,
     )
     scale = max(0.4, max(scene.shape[:2]) / 1600)
-    chosen = _readable(found, texts, scale)
+    thickness = max(1, round(1.5 * scale))
+    areas = _text_areas(found.xyxy, texts, scale, thickness, scene.shape[:2])
+    chosen = _readable(found, areas)
     letters = [
         sv.Color.BLACK if _is_light(colour.as_rgb()) else sv.Color.WHITE for colour in sv.ColorPalette.DEFAULT.colors
     ]
     annotator = sv.LabelAnnotator(
         text_color=sv.ColorPalette(letters),
         text_scale=scale,
-        text_thickness=max(1, round(1.5 * scale)),
-        text_padding=2,
+        text_thickness=thickness,
+        text_padding=TEXT_PADDING,
     )
-    return annotator.annotate(scene, found[chosen], texts[chosen].tolist())
+    # Annotators write above the top left corner of what they are given: of the texts' places, in place of the boxes.
+    places = sv.Detections(xyxy=areas[chosen][:, [0, 3, 2, 3]], class_id=found.class_id[chosen])
+    return annotator.annotate(scene, places, texts[chosen].tolist())
+
+
+def _text_areas(
+    boxes: NDArray[Any], texts: NDArray[Any], scale: float, thickness: int, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """[n, 4]: where texts stand. Above their boxes; inside at the top where the picture ends before; and never beyond
+    its sides."""
+    import cv2
+
+    font = cv2.FONT_HERSHEY_SIMPLEX  # supervision's
+    letters = [cv2.getTextSize(text, font, scale, thickness)[0] for text in texts]
+    width, height = np.array(letters, np.float32).reshape(-1, 2).T + 2 * TEXT_PADDING
+    left = np.clip(boxes[:, 0], 0, np.maximum(size[1] - width, 0))
+    top = boxes[:, 1] - height
+    top = np.where(top < 0, np.maximum(boxes[:, 1], 0), top)
+    return np.stack([left, top, left + width, top + height], 1).astype(np.float32)
 
 
 def _is_light(colour: tuple[int, int, int]) -> bool:
@@ -175,11 +195,8 @@ def _is_light(colour: tuple[int, int, int]) -> bool:
     return float(np.dot(colour, (0.299, 0.587, 0.114))) > LIGHT
 
 
-def _readable(found: Any, texts: NDArray[Any], scale: float) -> NDArray[np.int64]:
+def _readable(found: Any, areas: NDArray[np.float32]) -> NDArray[np.int64]:
     """Detections whose text is shown: large enough, and not over the text of a better one."""
     large = np.flatnonzero(np.min(found.xyxy[:, 2:] - found.xyxy[:, :2], axis=1) >= SHORTEST_LABELLED_SIDE)
-    left, top = torch.as_tensor(found.xyxy[large, :2], dtype=torch.float32).unbind(1)
-    width = torch.tensor([len(text) for text in texts[large]]) * LETTER_SIZE[0] * scale
-    areas = torch.stack([left, top - LETTER_SIZE[1] * scale, left + width, top], 1)
     scores = torch.as_tensor(found.confidence[large], dtype=torch.float32)
-    return large[nms(areas, scores, TEXT_OVERLAP).numpy()]
+    return large[nms(torch.from_numpy(areas[large]), scores, TEXT_OVERLAP).numpy()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtyolo.drawing.picture import LETTER_SIZE, Picture, Skeleton, annotated, resized_masks, scaled
+from mtyolo.drawing.picture import Picture, Skeleton, annotated, resized_masks, scaled
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.files import replacing
 from mtyolo.geometry import cxcywh_to_xyxy
@@ -21,6 +21,8 @@ TILE_SIDE = 480
 """Pixels of a tile in a grid of more than one."""
 MOST_TILES = 16
 TILE_GAP = 6
+LETTER_SIZE = (16.0, 35.0)
+"""Width of a letter and height of a line of supervision's font, in pixels at text_scale 1 (measured)."""
 PICTURE_SUFFIXES = ".jpg .png .webp .tif .bmp .gif"
 """Said to people; Pillow writes some others, too."""
 

@@ -23,7 +23,7 @@ def comparison(
     model: Model,
     split: Split,
     *,
-    size: int = 640,
+    size: int | None = None,
     count: int = 6,
     confidence: float = 0.25,
     iou: float = 0.45,
@@ -31,9 +31,10 @@ def comparison(
 ) -> NDArray[np.uint8]:
     """RGB picture of `count` images spread over the split, as the network sees them: labels, and what is found.
 
-    features: a store to find in, in place of the images, which are then only drawn on; `size` is the store's.
+    size: by default the one that the model was trained at. features: a store to find in, in place of the images, which
+    are then only drawn on; `size` is the store's.
     """
-    size = fitting_side(size, model.largest_stride)
+    size = fitting_side(size or model.usual_size, model.largest_stride)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
     few = replace(split, records=[split.records[index] for index in chosen])
     batch: Batch = next(iter(_pictures(few, size) if features is None else _stored(model, few, features)))

@@ -38,7 +38,7 @@ def validate(
     model: Model,
     split: Split,
     *,
-    size: int = 640,
+    size: int | None = None,
     batch: int = 8,
     device: torch.device | str | None = None,
     confidence: float = 0.001,
@@ -52,13 +52,15 @@ def validate(
 
     The defaults of confidence, iou and limit are those of the official val, several classes a box. Masks are judged
     for an image's best 100 detections.
-    size: square network input in pixels, rounded up to a multiple of the model's largest stride. tasks: by default
+    size: square network input in pixels, rounded up to a multiple of the model's largest stride; by default the one
+    that the model was trained at, 640 where it does not know. tasks: by default
     what the model predicts and the split is labelled for. loader: batches in place of pictures letterboxed to `size`,
     for example of stored features; their `indices` count the split's records, their `labelled` decides.
     device: the model is moved there; by default it stays. It keeps the modes in which it came.
     Raises DataError or ConfigError where model and split do not fit, ConfigError naming an argument that can not be
     meant.
     """
+    size = model.usual_size if size is None else size
     check_arguments(size=size, batch=batch, confidence=confidence, iou=iou, limit=limit)
     place = None if device is None else find_device(device)
     judges = make_judges(model, split, tasks)

@@ -64,8 +64,20 @@ def make_extractor(
     hint = f"did you mean {meant}?" if meant else nearest(config.name, known)
     raise ConfigError(
         f"extractor.name: unknown extractor {config.name!r}; {hint} (known: {', '.join(known)}; your own classes as "
-        "module:Class with --trust, or by name, as extractors={name: class} of mtyolo.build and mtyolo.load)"
+        "module:Class with --trust, or by name, as extractors={name: class} from Python)"
     )
+
+
+def refuse_imagenet(config: ExtractorConfig, registry: Mapping[str, Callable[..., Any]]) -> None:
+    """Raises ConfigError where a model file asks your own class for weights that only timm models have."""
+    kind = config.name.split("/")[0]
+    own = kind not in EXTRACTORS and (kind in registry or ":" in config.name)
+    if own and config.weights == "imagenet" and "weights" in config.model_fields_set:
+        raise ConfigError(
+            f"extractor.weights: imagenet: only timm models have these, not {config.name}; name a .safetensors with "
+            "its state_dict, or weights: none where the class fills itself (what it must know for that goes under "
+            "extractor.arguments)"
+        )
 
 
 def _own(config: ExtractorConfig, make: Callable[..., Any]) -> Extractor:
@@ -100,4 +112,4 @@ def _levels(name: str, levels: Any) -> tuple[Level, ...]:
     return found
 
 
-__all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "GivenFeatures", "TimmExtractor", "make_extractor", "refuse_imagenet"]

@@ -58,7 +58,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         self.rows = store.index(split.name).match(split.records)
         self.index_of = {row: index for index, row in enumerate(self.rows)}
         self.peers = peers_of(self.records)
-        self.may_mirror = split.points is None or split.flip_idx is not None
+        self.may_mirror = split.may_mirror
         if augment is not None and not self.may_mirror:
             _check_mirrors(store, split, self.rows)
         size = store.manifest.size

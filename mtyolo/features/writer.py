@@ -119,7 +119,7 @@ def _is_right(work: _Work, number: int) -> bool:
 
 
 def _drawer(work: _Work) -> Callable[[int], Drawn]:
-    mirror = work.split.points is None or work.split.flip_idx is not None
+    mirror = work.split.may_mirror
 
     def drawer(image: int) -> Drawn:
         record, name = work.split.records[image], work.names[image]

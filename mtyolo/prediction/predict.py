@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mtyolo.assembly import Registry
 from mtyolo.checkpoint import load
 from mtyolo.config.arguments import check_arguments
 from mtyolo.data.cache import resize
@@ -34,7 +35,7 @@ def predict(
     model: Model | str | Path,
     sources: Sources,
     *,
-    size: int = 640,
+    size: int | None = None,
     confidence: float = 0.25,
     iou: float = 0.45,
     limit: int = 300,
@@ -43,19 +44,22 @@ def predict(
     problems: Problems | None = None,
     progress: Progress | None = None,
     features: str | Path | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
 ) -> list[Result]:
     """What the model finds in each image, in the order of the sources.
 
     model: a model, or a checkpoint's path. sources: image files, folders, globs, uint8 RGB arrays, PIL images, or a
-    list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride.
-    confidence, iou, limit: least score, non-maximum suppression within a class, most detections of an image; the first
-    two defaults are those of the official predict, which keeps up to 1000. device: the model is moved there, `auto` is
-    the machine's accelerator; by default it stays. problems: takes note of images that can not be read; by default they
-    are logged. features: a store that holds the features of these image files, for a model whose extractor is not
-    there; then `size` is the store's. trust: import `package.module:Class` that the checkpoint names. Masks of
-    thousands of images fill the memory: use `stream` for those. Raises DataError if there is nothing to read, or
-    nothing can be read; ConfigError naming an argument that can not be meant.
+    list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride; by
+    default the one that the model was trained at, 640 where it does not know. confidence, iou, limit: least score,
+    non-maximum suppression within a class, most detections of an image; the first two defaults are those of the
+    official predict, which keeps up to 1000. device: the model is moved there, `auto` is the machine's accelerator; by
+    default it stays. problems: takes note of images that can not be read; by default they are logged. features: a store
+    that holds the features of these image files, for a model whose extractor is not there; then `size` is the store's.
+    extractors, adapters: your own classes by name, for a checkpoint that has them. trust: import `package.module:Class`
+    that it names. Masks of thousands of images fill the memory: use `stream` for those. Raises DataError if there is
+    nothing to read, or nothing can be read; ConfigError naming an argument that can not be meant.
     """
     return list(
         stream(
@@ -70,6 +74,8 @@ def predict(
             problems=problems,
             progress=progress,
             features=features,
+            extractors=extractors,
+            adapters=adapters,
             trust=trust,
         )
     )
@@ -79,7 +85,7 @@ def stream(
     model: Model | str | Path,
     sources: Sources,
     *,
-    size: int = 640,
+    size: int | None = None,
     confidence: float = 0.25,
     iou: float = 0.45,
     limit: int = 300,
@@ -88,6 +94,8 @@ def stream(
     problems: Problems | None = None,
     progress: Progress | None = None,
     features: str | Path | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
 ) -> Iterator[Result]:
     """As `predict`, one result after the other: no more than a batch is in memory."""
@@ -95,11 +103,12 @@ def stream(
     place = None if device is None else find_device(device)
     found = find_sources(sources)
     if not isinstance(model, Model):
-        model = load(model, stand_in=None if features is None else stand_in(features), trust=trust)
+        given = None if features is None else stand_in(features)
+        model = load(model, extractors=extractors, adapters=adapters, stand_in=given, trust=trust)
     if place is not None:
         model.to(place)
     noted = Problems() if problems is None else problems
-    side = fitting_side(size, model.largest_stride)
+    side = fitting_side(model.usual_size if size is None else size, model.largest_stride)
     inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)
     read = 0
     for start in range(0, len(found), batch):

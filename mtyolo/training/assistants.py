@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from accelerate.utils import set_seed
 
 from mtyolo.assembly import build
-from mtyolo.config.model import ModelConfig, resolve_beside
+from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, Stages
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, random_states, read_state, set_random_states
 from mtyolo.training.distilling import refuse
+from mtyolo.training.plan_checks import missing_teacher
 from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
 from mtyolo.training.settings import naming
 from mtyolo.training.stages import plan_stages
-from mtyolo.training.state import RunState
+from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
 
 FOLDER = "assistants"
@@ -38,14 +39,15 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Assistants:
-    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it."""
+    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it.
+    own: classes by name, and trust, as `build` takes them."""
 
     state: RunState
     points: int | None
     config: TrainConfig
     train: Train
     say: Callable[[str], None]
-    trust: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def teach(self, plan: PlanConfig, *, stored: bool, resumed: bool) -> PlanConfig:
         """The plan with files in place of its assistants' names. What is there already is not trained again.
@@ -83,16 +85,15 @@ class Assistants:
             model = None if begun else self._model(assistant)
             try:
                 self.train(model, plan=plan, config=config, out=out, resume=out if begun else None)
-            except Interrupted as interrupted:
-                out, imports = self.state.run.out, self.state.model.config.imports
-                raise Interrupted(out, interrupted.signal_number, imports=imports) from None
+            except Interrupted as stopped:
+                raise interrupted(self.state, stopped.signal_number) from None
         return from_first(lambda: str(Run(out).best.absolute()))
 
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
         whole = ModelConfig.model_validate(assistant.model)  # the run's settings have what its files say
         names, points = self.state.model.names, self.state.model.keypoints or self.points
-        return build(whole, names=names, points=points, trust=self.trust)
+        return build(whole, names=names, points=points, **self.own)
 
     def _config(self, assistant: AssistantConfig) -> TrainConfig:
         epochs = assistant.epochs or self.config.epochs
@@ -106,10 +107,8 @@ def _plan_of(assistant: AssistantConfig) -> PlanConfig:
 def _check_teachers(learner: Stages, config: TrainConfig, *, stored: bool, known: PlanConfig) -> None:
     for stage in learner.stages:
         refuse(stage, config, stored=stored, processes=processes())
-    names = [assistant.name for assistant in known.assistants]
-    for weights in learner.teachers:
-        if weights not in names and not Path(weights).exists() and resolve_beside(weights, Path("plan.yaml")) is None:
-            raise ConfigError(f"plan: teacher {weights}: no such file, and no assistant of this name")
+    if weights := missing_teacher(learner, known):
+        raise ConfigError(f"plan: teacher {weights}: no such file, and no assistant of this name")
 
 
 def _progress(out: Path, stages: int) -> tuple[bool, bool]:

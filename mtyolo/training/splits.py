@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import nearest
-from mtyolo.data.records import Split, names_differ
+from mtyolo.data.records import UNMIRRORED, Split, names_differ, without_keypoints
 from mtyolo.data.sources import read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
@@ -30,11 +30,21 @@ def open_splits(data: Data, model: Model) -> tuple[Split, Split | None]:
     return splits
 
 
-def say_problems(splits: Sequence[Split | None], say: Callable[[str], None]) -> None:
+def with_lessons(splits: tuple[Split, Split | None], model: Model) -> tuple[Split, Split | None]:
+    """The same without keypoints where the model has none: what it does not learn must not narrow how images vary."""
+    if model.keypoints is not None:
+        return splits
+    train, val = splits
+    return without_keypoints(train), None if val is None else without_keypoints(val)
+
+
+def say_problems(splits: tuple[Split, Split | None], say: Callable[[str], None]) -> None:
     """Which images and labels can not be used, and why; and what else is worth knowing of them."""
     for split in splits:
         if split is not None and (found := split.problems.summary()):
             say(f"{split.name}: {found}")
+    if not splits[0].may_mirror:
+        say(f"{splits[0].name}: note: {UNMIRRORED}")
 
 
 def say_change(saved: Mapping[str, Any] | None, fingerprint: str, say: Callable[[str], None]) -> None:

@@ -24,6 +24,7 @@ from mtyolo.training.processes import copy_from_first
 from mtyolo.training.records import Means
 from mtyolo.training.run import Run
 from mtyolo.training.settings import Settings
+from mtyolo.training.stopping import Interrupted
 from mtyolo.training.work import StageWork
 
 
@@ -97,14 +98,21 @@ class RunState:
             set_random_states(saved["random"])
 
 
-def saved_model(settings: Settings, saved: dict[str, Any] | None, *, trust: bool = False) -> Model:
-    """The model of a run that is resumed, still without its weights."""
+def interrupted(state: RunState, signal_number: int | None) -> Interrupted:
+    """Says how to go on with this run."""
+    config = state.model.config
+    return Interrupted(state.run.out, signal_number, imports=config.imports, by_name=config.by_name)
+
+
+def saved_model(settings: Settings, saved: dict[str, Any] | None, **own: Any) -> Model:
+    """The model of a run that is resumed, still without its weights. own: classes by name, and trust, as for
+    `assemble`."""
     config = ModelConfig.model_validate_json(settings.model)
     if saved is not None:
         config = config_as_written(config, saved["model"])
     inside = saved is None or any(name.startswith(EXTRACTOR) for name in saved["model"])
     given = stand_in(settings.features) if settings.features and not inside else None
-    model = assemble(config, weights=False, stand_in=given, trust=trust)
+    model = assemble(config, weights=False, stand_in=given, **own)
     if saved is not None and isinstance(model.extractor, GivenFeatures):
         model.extractor.made_by(saved.get("extractor", {}))  # earlier versions did not know it
     return model

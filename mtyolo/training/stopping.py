@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,12 +16,17 @@ from mtyolo.errors import MtyoloError
 class Interrupted(MtyoloError):
     """A run that was asked to stop, and did. `exit_code`: 128 + the signal's number, as shells expect."""
 
-    def __init__(self, out: Path, signal_number: int | None, *, imports: bool = False) -> None:
-        """imports: the run's model names classes to be imported."""
+    def __init__(
+        self, out: Path, signal_number: int | None, *, imports: bool = False, by_name: Mapping[str, str] | None = None
+    ) -> None:
+        """imports: the run's model names classes to be imported. by_name: those that only Python can give,
+        `ModelConfig.by_name`."""
         number = signal.SIGTERM if signal_number is None else signal.Signals(signal_number)
         command = shlex.join(["mtyolo", "train", "--resume", str(out), *(["--trust"] if imports else [])])
-        call = f"mtyolo.train(resume={str(out)!r}{', trust=True' if imports else ''})"
-        super().__init__(f"{number.name}: saved; in Python call {call}, else go on with: {command}")
+        given = [f"{key}={{{name!r}: …}}" for key, name in (by_name or {}).items()]
+        call = f"mtyolo.train({', '.join([f'resume={str(out)!r}', *given, *(['trust=True'] if imports else [])])})"
+        ways = f"go on in Python, with {call}" if given else f"in Python call {call}, else go on with: {command}"
+        super().__init__(f"{number.name}: saved; {ways}")
         self.signal_number = signal_number
         self.exit_code = 128 + number
 

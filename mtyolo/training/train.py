@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mtyolo.assembly import Registry
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.distill.handover import hand_over, learned_by
@@ -33,11 +34,11 @@ from mtyolo.training.processes import (
 from mtyolo.training.progress import Display
 from mtyolo.training.run import Run, alone_in, run_folder
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.splits import Data, open_splits, say_change, say_problems
+from mtyolo.training.splits import Data, open_splits, say_change, say_problems, with_lessons
 from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
-from mtyolo.training.state import RunState, make_state, saved_model
+from mtyolo.training.state import RunState, interrupted, make_state, saved_model
 from mtyolo.training.step import training_step
-from mtyolo.training.stopping import Interrupted, stop_on_signals
+from mtyolo.training.stopping import stop_on_signals
 from mtyolo.training.stored import open_store
 from mtyolo.training.told import told
 from mtyolo.training.unlabelled import refuse_unlabelled
@@ -58,6 +59,8 @@ def train(
     features: str | Path | None = None,
     judge: Judge | None = None,
     progress: bool = True,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
     trust: bool = False,
 ) -> Run:
     """Train a model by a plan. It is trained in place; what to use are the weights of the run, which are averages:
@@ -66,12 +69,13 @@ def train(
     plan: a file, the name of one that ships with mtyolo, or its content. out: the run's folder.
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
     features: a store to take features from in place of images. Beside `resume`, data and features say where these are
-    now. judge: how to validate; without, nothing is.
-    trust: a resumed run may import `package.module:Class` that its model names.
+    now. judge: how to validate; without, nothing is. extractors, adapters: your own classes by name, for a resumed
+    run's model. trust: it may import `package.module:Class` that it names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
     with as_before(model):
-        run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, trust=trust)
+        own = {"extractors": extractors, "adapters": adapters, "trust": trust}
+        run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, own=own)
     leave_processes()
     return run
 
@@ -87,11 +91,12 @@ def train_in_group(
     judge: Judge | None = None,
     *,
     progress: bool,
-    trust: bool,
+    own: Mapping[str, Any],
     followed: bool = False,
 ) -> Run:
-    """The same among processes that stay together. followed: by another training, as an assistant's is by the
-    student's; then a signal interrupts at the end, too."""
+    """The same among processes that stay together. own: classes by name, and trust, as `assemble` takes them. followed:
+    by another training, as an assistant's is by the student's; then a signal interrupts at the end, too.
+    """
     saved = read_state(resume) if resume is not None else None
     if saved and resume is not None:
         settings = with_data_at(Settings.of_run(saved, str(resume), features), data, resume)
@@ -99,9 +104,10 @@ def train_in_group(
         settings = settle(model, data, plan, config, features)
     config, plan = settings.parsed()
     if model is None:
-        model = saved_model(settings, saved, trust=trust)
+        model = saved_model(settings, saved, **own)
     opened = data or settings.opened_data()
-    splits = open_splits(opened, model)
+    whole = open_splits(opened, model)
+    splits = with_lessons(whole, model)
     labelled = splits[0].tasks
     stages = plan_stages(plan, config, model, labelled)
     refuse_unlabelled(stages[saved["position"]["stage"] if saved else 0 :], model, splits[0], opened)
@@ -114,15 +120,15 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
-        state.data = splits[0].fingerprint()
+        state.data = whole[0].fingerprint()
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown).say
         if not followed:
             say_problems(splits, say)
         say_change(saved, state.data, say)
         if plan.assistants:
-            own = partial(train_in_group, data=opened, judge=judge, progress=progress, trust=trust, followed=True)
-            assistants = Assistants(state, splits[0].points, config, own, say, trust)
+            learn = partial(train_in_group, data=opened, judge=judge, progress=progress, own=own, followed=True)
+            assistants = Assistants(state, whole[0].points, config, learn, say, own)
             plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
             stages = plan_stages(plan, config, model, labelled)
         accelerator = make_accelerator(config, folder, told(state.settings))
@@ -133,12 +139,13 @@ def train_in_group(
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:
-            raise Interrupted(folder, stop.signal_number, imports=model.config.imports)
+            raise interrupted(state, stop.signal_number)
     return state.run
 
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
     """The whole of training, from the state's position to the end of the last stage."""
+    state.configure(state.model.config.with_size(tools.config.imgsz))
     if saved is None:
         try_stages(state, stages, tools)
         begin_run(state, stages, tools)
@@ -222,4 +229,4 @@ def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
             saved_at = time.monotonic()
             if stopping:
                 tools.accelerator.wait_for_everyone()  # a launcher ends all processes with the first
-                raise Interrupted(state.run.out, tools.stop.signal_number, imports=state.model.config.imports)
+                raise interrupted(state, tools.stop.signal_number)

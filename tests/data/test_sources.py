@@ -61,7 +61,7 @@ def test_yolo_txt_folders_merge_into_the_same_objects(test_data: Path, name: str
     found = counts(split)
     assert found == {**expected, "crowd": 0, "masks": expected["boxes"]}
     assert split.points == 17  # not in the file: read from the width of the rows
-    assert any("mirroring is off" in note for note in split.problems.notes)
+    assert not split.may_mirror
 
 
 def test_both_formats_give_the_same_boxes_and_classes(test_data: Path, coco_mini: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtyolo.adapters import make_adapters
 from mtyolo.api import build
+from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.model import AdaptersConfig, ExtractorConfig, Normalisation
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors import EXTRACTORS, make_extractor
@@ -124,6 +125,23 @@ def test_right_features_pass() -> None:
 def test_a_model_with_features_of_one_stride_is_built() -> None:
     config = {"extractor": {"name": "own", "arguments": {"levels": [(8, 4)]}}, "detector": {"graph": "yolov5n.yaml"}}
     assert build(config, extractors={"own": Own}).extractor is not None
+
+
+def test_weights_that_only_timm_models_have_are_refused_and_those_of_the_class_are_its_own(tmp_path: Path) -> None:
+    extractor = {"name": "own", "arguments": {"levels": [[8, 4]]}}
+    config: dict[str, Any] = {"detector": {"graph": "yolov5n.yaml"}}
+    named = {**config, "extractor": extractor | {"weights": "imagenet"}}
+    with pytest.raises(ConfigError, match=r"extractor\.weights: imagenet: only timm models .*\.safetensors.* none"):
+        build(named, extractors={"own": Own})
+    model = build({**config, "extractor": extractor}, extractors={"own": Own})
+    again = build(model.config, extractors={"own": Own})  # with all defaults written out
+    assert (
+        build({**config, "extractor": extractor | {"weights": "none"}}, extractors={"own": Own}).extractor is not None
+    )
+    weights = save_weights(again, tmp_path / "own.safetensors")
+    assert load(weights, extractors={"own": Own}).extractor is not None
+    with pytest.raises(ConfigError, match="unknown extractor 'resnet50'; did you mean timm/resnet50"):
+        build({**config, "extractor": {"name": "resnet50", "weights": "imagenet"}})
 
 
 def test_modules_are_found_in_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tiny_features import make_images, own_extractor_model, write_own_extractor
 from mtyolo.api import build, open_model, train, validate
 from mtyolo.cli.main import main
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.records import Problems, Split, labels_of
+from mtyolo.data.records import Problems, Split, labels_of, without_keypoints
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError, DataError, StoreError
 from mtyolo.evaluation.validate import validate as validation
@@ -76,6 +76,7 @@ def test_mirrored_views_of_points_without_flip_idx_are_refused(data: Path, tmp_p
     with pytest.raises(StoreError, match=r"views: \d+ of its views of train are mirrored.*add flip_idx"):
         StoreDataset(store, blind, AugmentConfig())
     StoreDataset(store, replace(blind, flip_idx=[1, 0]), AugmentConfig())
+    StoreDataset(store, without_keypoints(blind), AugmentConfig())
     StoreDataset(store, blind)  # the first view is plain
 
 

@@ -1,0 +1,94 @@
+"""Classes of one's own that Python gives by name: wherever a file is opened, and when a run goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mtyolo
+from mtyolo.adapters import ADAPTERS, ConvAdapter
+from mtyolo.config.model import KNOWN, ModelConfig, shipped_configs
+from mtyolo.data.shapes import make_shapes
+from mtyolo.extractors import EXTRACTORS
+from mtyolo.training.checkpoints import read_state
+from mtyolo.training.run import Run
+from mtyolo.training.stopping import Interrupted
+
+QUICK = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+
+
+class Colours(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = tuple(mtyolo.Level(stride, 3) for stride in (8, 16, 32))
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        return {level.stride: F.avg_pool2d(images, level.stride) for level in self.levels}
+
+
+OWN: dict[str, Any] = {"extractors": {"mine": Colours}, "adapters": {"ours": ConvAdapter}}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=2, size=64)
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    config = {"extractor": {"name": "mine"}, "adapters": {"type": "ours"}, "detector": {"graph": graph}}
+    (folder / "model.yaml").write_text(yaml.safe_dump(config))
+    return mtyolo.train(folder / "model.yaml", shapes, config=QUICK, out=folder / "run", progress=False, **OWN)
+
+
+def test_weights_are_judged_and_looked_with(run: Run, shapes: Path) -> None:
+    grey = np.full((64, 64, 3), 90, np.uint8)
+    assert mtyolo.validate(run.best, shapes, **OWN).tasks.keys() == {"detect"}
+    assert len(mtyolo.predict(run.best, grey, **OWN)) == 1
+    assert mtyolo.open_model(run.best, data=shapes, **OWN).tasks == ("detect",)
+    with pytest.raises(mtyolo.ConfigError, match=r"unknown extractor 'mine'.*extractors=\{name: class\} from Python"):
+        mtyolo.predict(run.best, grey)
+
+
+def test_a_run_goes_on(run: Run, shapes: Path) -> None:
+    assert read_state(run.out)["position"]["stage"] == 1
+    assert mtyolo.train(None, shapes, resume=run.out, progress=False, **OWN).results == run.results
+    assert mtyolo.train(resume=run.out, progress=False, **OWN).results == run.results
+
+
+def test_an_interruption_names_the_call_that_goes_on(run: Run, tmp_path: Path) -> None:
+    config = mtyolo.load(run.best, **OWN).config
+    said = str(Interrupted(tmp_path, signal.SIGINT, imports=config.imports, by_name=config.by_name))
+    call = f"mtyolo.train(resume='{tmp_path}', extractors={{'mine': …}}, adapters={{'ours': …}})"
+    assert said == f"SIGINT: saved; go on in Python, with {call}"
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({}, {}),
+        ({"extractor": {"name": "timm/resnet18"}, "adapters": {"type": "fusion"}}, {}),
+        ({"extractor": {"name": "a.b:C"}, "adapters": {"type": "a.b:D"}}, {}),
+        ({"extractor": {"name": "mine"}}, {"extractors": "mine"}),
+    ],
+    ids=str,
+)
+def test_what_only_python_can_give_is_known(config: dict[str, Any], named: dict[str, str]) -> None:
+    assert ModelConfig.model_validate(config | {"detector": {"graph": "yolov5n.yaml"}}).by_name == named
+
+
+def test_what_a_file_can_name_by_itself_is_what_there_is() -> None:
+    assert set(KNOWN["extractors"]) == EXTRACTORS.keys()
+    assert set(KNOWN["adapters"]) == ADAPTERS.keys()
