@@ -24,8 +24,8 @@ def shown(tmp_path: Path, plan: dict[str, Any], model: str | dict[str, Any] = "y
 @pytest.mark.parametrize(
     ("stage", "sentence"),
     [
-        ({"lr_scale": {"nekc": 0.1}}, "plan: lr_scale: this model has no part 'nekc'"),
-        ({"norms": ["nekc"]}, "plan: norms: this model has no part 'nekc'"),
+        ({"lr_scale": {"nekc": 0.1}}, "plan: stage 'wrong': lr_scale: this model has no part 'nekc'"),
+        ({"norms": ["nekc"]}, "plan: stage 'wrong': norms: this model has no part 'nekc'"),
         ({"objective": "align"}, "align: no layer of this model is replaced by features"),
     ],
     ids=str,

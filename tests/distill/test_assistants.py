@@ -27,7 +27,7 @@ from mtyolo.config.reading import read_yaml
 from mtyolo.distill.lessons import Opened
 from mtyolo.distill.objective import Course
 from mtyolo.distill.teachers import Teacher
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, StoreError
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
 from mtyolo.training.settings import settle
@@ -206,7 +206,7 @@ def test_a_store_that_does_not_fit_is_said_before_an_assistant_is_trained(
     teacher: str, shapes: Path, tmp_path: Path
 ) -> None:
     config = shape_config()
-    with pytest.raises(ConfigError, match="still need the images"):
+    with pytest.raises(StoreError, match="takes images and not features"):
         train(shape_model(), shapes, plan=plan_of(teacher), config=config, out=tmp_path / "run", features=tmp_path)
     assert not (tmp_path / "run" / "assistants").exists()
 
