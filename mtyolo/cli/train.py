@@ -63,7 +63,10 @@ FreezeDet = Annotated[
 ]
 FreezeEpochs = Annotated[int | None, _field("freeze_epochs", "Epochs of the plan's first stage.", min=1)]
 Epochs = Annotated[int | None, _field("epochs", "Epochs of the whole run.", min=1)]
-ImageSize = Annotated[int | None, _field("imgsz", "Side of the square network input, in pixels.", min=1)]
+ImageSize = Annotated[
+    int | None,
+    _field("imgsz", "Side of the square network input, in pixels; of weights that mtyolo trained, theirs.", min=1),
+]
 Batch = Annotated[
     str | None, _field("batch", "Images a step, over all processes; auto: as many as the GPU's memory takes.")
 ]
@@ -147,14 +150,14 @@ def train(
     from mtyolo.api import open_model
     from mtyolo.api import train as run_training
     from mtyolo.training.processes import is_first
-    from mtyolo.training.settings import with_stored_size
+    from mtyolo.training.settings import with_known_size
 
     set_seed(settings.seed)  # also of what the model file leaves to chance: fresh adapters and branches
     opened = None
     if model is not None and resume is None:
         opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
-        settings = with_stored_size(settings, features)
+        settings = with_known_size(settings, opened, features)
         settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
     chosen = plan
     if opened is not None:

@@ -94,7 +94,7 @@ def settle(
     if only_numbered(model.names) and read_data(data).names() == {}:
         name_classes(model, chosen)
     inline = isinstance(data, DataConfig)
-    fitted = with_fitting_size(with_stored_size(config or TrainConfig(), features), model)
+    fitted = with_fitting_size(with_known_size(config or TrainConfig(), model, features), model)
     return Settings(
         model=model.config.model_dump_json(exclude_none=True),
         plan=chosen.model_dump_json(),
@@ -105,11 +105,13 @@ def settle(
     )
 
 
-def with_stored_size(config: TrainConfig, features: str | Path | None) -> TrainConfig:
-    """The same at the size of the store, where one is read and no size was asked for."""
-    if features is None or "imgsz" in config.model_fields_set:
+def with_known_size(config: TrainConfig, model: Model, features: str | Path | None) -> TrainConfig:
+    """The same, where no size was asked for, at that of the store, if one is read, else at that of an earlier
+    training."""
+    if "imgsz" in config.model_fields_set:
         return config
-    return config.model_copy(update={"imgsz": read_manifest(features).size})
+    size = model.usual_size if features is None else read_manifest(features).size
+    return config.model_copy(update={"imgsz": size})
 
 
 def with_fitting_size(config: TrainConfig, model: Model) -> TrainConfig:

@@ -53,6 +53,16 @@ def test_weights_remember_it_and_whoever_uses_them_takes_it(run: Run, shapes: Pa
     assert seen == [SIDE, SIDE, 64, 64]
 
 
+def test_training_goes_on_at_it(run: Run, shapes: Path, tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch": 8, "workers": 0, "device": "cpu"}
+    for size, config in ((SIDE, options), (64, options | {"imgsz": 64})):
+        model, out = mtyolo.load(run.best), tmp_path / str(size)
+        with sides_seen(model) as seen:
+            again = mtyolo.train(model, shapes, plan="all-at-once", config=config, out=out, progress=False)
+        assert set(seen) == {size}
+        assert mtyolo.load(again.last).usual_size == size
+
+
 def test_commands_take_it(run: Run, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for number, size in enumerate(([], ["--imgsz", str(SIDE)])):
