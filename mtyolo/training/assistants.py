@@ -14,6 +14,7 @@ from mtyolo.assembly import build
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, Stages
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import STATE, random_states, read_state, set_random_states
@@ -22,9 +23,11 @@ from mtyolo.training.plan_checks import missing_teacher
 from mtyolo.training.processes import from_first, processes
 from mtyolo.training.run import Run
 from mtyolo.training.settings import naming
+from mtyolo.training.splits import Data, with_lessons
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
+from mtyolo.training.unlabelled import refuse_unlabelled
 
 FOLDER = "assistants"
 
@@ -39,11 +42,12 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Assistants:
-    """Those of one run. state: the student's. points: keypoints of the data, or None. train: a whole training on it.
+    """Those of one run. state: the student's. split: to train on, whole; of `data`. train: a whole training on it.
     own: classes by name, and trust, as `build` takes them."""
 
     state: RunState
-    points: int | None
+    split: Split
+    data: Data
     config: TrainConfig
     train: Train
     say: Callable[[str], None]
@@ -71,7 +75,9 @@ class Assistants:
         """What can be known before hours are spent, of the student's stages, too. Raises ConfigError."""
         for assistant in plan.assistants:
             with naming(assistant):
-                plan_stages(_plan_of(assistant), self._config(assistant), self._model(assistant))
+                model = self._model(assistant)
+                stages = plan_stages(_plan_of(assistant), self._config(assistant), model)
+                refuse_unlabelled(stages, model, with_lessons((self.split, None), model)[0], self.data)
                 _check_teachers(assistant, self.config, stored=False, known=plan)
         _check_teachers(plan, self.config, stored=stored, known=plan)
 
@@ -92,7 +98,7 @@ class Assistants:
     def _model(self, assistant: AssistantConfig) -> Model:
         set_seed(self.config.seed)
         whole = ModelConfig.model_validate(assistant.model)  # the run's settings have what its files say
-        names, points = self.state.model.names, self.state.model.keypoints or self.points
+        names, points = self.state.model.names, self.state.model.keypoints or self.split.points
         return build(whole, names=names, points=points, **self.own)
 
     def _config(self, assistant: AssistantConfig) -> TrainConfig:

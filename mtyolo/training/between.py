@@ -3,6 +3,7 @@ tools that all of it shares with the loop."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,7 +21,7 @@ from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import teacher_reports
 from mtyolo.training.fresh import unknown_in_words
-from mtyolo.training.held_out import as_fitness, held_out_errors
+from mtyolo.training.held_out import as_fitness, held_out_errors, is_judged_by_error, may_be_held_out
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
 from mtyolo.training.progress import Display
@@ -64,7 +65,8 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     if epochs != config.epochs and not fixed:
         tools.display.say(f"{epochs} epochs in all, not {config.epochs}: as the plan has them, at least one a stage")
     row = judged(tools.judge, state.model, tools.val_split, tools.store, config)
-    if config.patience and not row and (tools.val_split is None or not only_aligns(tools.plan)):
+    by_error = only_aligns(tools.plan) and may_be_held_out(tools.val_split, tools.store)
+    if config.patience and row.get("fitness") is None and not by_error:
         tools.display.say(f"patience {config.patience}: nothing is validated, so no stage ends early")
     if tools.accelerator.is_main_process:
         if row:
@@ -79,6 +81,8 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
 def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) -> None:
     """Adapters are matched where the model asks for it, fresh branches told what labels say on average; the average
     stands still where the stage is frozen."""
+    if state.run.results and is_judged_by_error(state.run.results[-1]):
+        state.run.best_fitness = -math.inf  # stages measure other errors; the best of the last one is what is wanted
     if stage.number == 0 and state.model.config.adapters.match_statistics and state.model.adapters is not None:
         match(state.model, work, tools)
         state.configure(state.model.config.with_known_adapters())

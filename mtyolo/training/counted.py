@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mtyolo.data.records import ImageRecord, Split
 from mtyolo.model import Model
-from mtyolo.training.stages import Stage
+from mtyolo.training.stages import Stage, aligns
 
 
 def counted_images(stage: Stage, model: Model, split: Split) -> Split:
@@ -16,7 +16,7 @@ def counted_images(stage: Stage, model: Model, split: Split) -> Split:
     What is left is labelled for the stage's tasks alone, as every batch holds an image for each task that it knows of.
     Stages with a teacher or alignment learn from pictures without labels, too, and draw from all.
     """
-    if stage.config.distill is not None or _aligns(stage, model):
+    if stage.config.distill is not None or aligns(stage, model):
         return split
     wanted = frozenset[str](stage.config.tasks or model.tasks)
     return replace(split, records=[_only(record, wanted) for record in split.records if _shows(record, wanted)])
@@ -34,10 +34,6 @@ def lengths(stages: Iterable[Stage], model: Model, split: Split) -> list[int]:
     """Of each epoch of a run, in images."""
     images = [(stage.config.views * len(counted_images(stage, model, split)), stage.epochs) for stage in stages]
     return [length for length, epochs in images for _ in range(epochs)]
-
-
-def _aligns(stage: Stage, model: Model) -> bool:
-    return stage.config.objective == "align" or (stage.config.align > 0 and model.adapters is not None)
 
 
 def _shows(record: ImageRecord, wanted: frozenset[str]) -> bool:

@@ -35,17 +35,28 @@ def held_out_errors(
     split: for validation; needs no labels. store: has its features; without targets beside them nothing is compared.
     """
     align = objective.align if isinstance(objective, AlignedTasksObjective) else objective
-    if not isinstance(align, AlignObjective) or split is None or (store and not has_targets(store, split.name)):
+    if not isinstance(align, AlignObjective) or split is None or not may_be_held_out(split, store):
         return {}
     pictures = pictures_only(replace(split, records=split.records[:MOST_PICTURES]))
     batches = _images(pictures, config) if store is None else _stored(store, model, pictures, config)
     return dict(_means(align, model, batches))
 
 
+def may_be_held_out(split: Split | None, store: FeatureStore | None) -> bool:
+    """Are there validation pictures, and what to compare them with?"""
+    return split is not None and (store is None or has_targets(store, split.name))
+
+
 def as_fitness(row: Row) -> Row:
     """The negative error, where a run that only aligns has no labels to be judged by."""
     error = row.get(ERROR)
     return {"fitness": -error} if isinstance(error, float) and row.get("fitness") is None else {}
+
+
+def is_judged_by_error(row: Row) -> bool:
+    """Is this row's fitness of `as_fitness`?"""
+    error = row.get(ERROR)
+    return isinstance(error, float) and row.get("fitness") == -error
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from mtyolo.config.plan import PlanConfig, Stages
 from mtyolo.model import Model
 from mtyolo.original_layers import replaced_weights
 from mtyolo.training.alignment import make_align
-from mtyolo.training.stages import Stage, lr_scales
+from mtyolo.training.stages import Stage, aligns, lr_scales
 
 
 def check_stage(stage: Stage, model: Model) -> None:
@@ -20,7 +20,7 @@ def check_stage(stage: Stage, model: Model) -> None:
     Raises ConfigError for parts that no model has, and for alignment of a model that has nothing to align to.
     """
     lr_scales(model, stage)
-    if stage.config.objective == "align" or (stage.config.align and model.adapters is not None):
+    if aligns(stage, model):
         replaced_weights(model)  # whose file a feature store with targets does not need
         make_align(model, stage.config.arguments, torch.device("cpu"), stored=True)  # nothing is loaded for it
 

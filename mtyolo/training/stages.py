@@ -129,6 +129,11 @@ def as_before(model: nn.Module | None) -> Iterator[None]:
             parameter.requires_grad_(wants)
 
 
+def aligns(stage: Stage, model: Model) -> bool:
+    """Does the stage align adapters, alone or beside labels? Beside them, a model without adapters has nothing to."""
+    return stage.config.objective == "align" or (stage.config.align > 0 and model.adapters is not None)
+
+
 def learns(stage: Stage, task: str) -> bool:
     """Does the stage train this branch, and on its labels?"""
     counts = stage.config.tasks is None or task in stage.config.tasks

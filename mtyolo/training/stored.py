@@ -15,7 +15,7 @@ from mtyolo.extractors import GivenFeatures
 from mtyolo.features.augment import feature_augment
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.replaced import open_targets
+from mtyolo.features.replaced import has_targets, open_targets
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.stages import Stage
@@ -46,8 +46,9 @@ def open_store(
     if isinstance(model.extractor, GivenFeatures) and model.extractor.may_be_any:
         model.extractor.made_by(store.manifest.extractor)
     compares = model.config.adapters.match_statistics or any(stage.config.aligns for stage in stages)
-    if splits[0] is not None and compares:
-        open_targets(store, model, splits[0])
+    for split in splits if compares else ():
+        if split is not None and (split is splits[0] or has_targets(store, split.name)):
+            open_targets(store, model, split)
     return store
 
 

@@ -128,7 +128,7 @@ def train_in_group(
         say_change(saved, state.data, say)
         if plan.assistants:
             learn = partial(train_in_group, data=opened, judge=judge, progress=progress, own=own, followed=True)
-            assistants = Assistants(state, whole[0].points, config, learn, say, own)
+            assistants = Assistants(state, whole[0], opened, config, learn, say, own)
             plan = assistants.teach(plan, stored=store is not None, resumed=saved is not None)
             stages = plan_stages(plan, config, model, labelled)
         accelerator = make_accelerator(config, folder, told(state.settings))
@@ -145,9 +145,10 @@ def train_in_group(
 
 def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[str, Any] | None) -> None:
     """The whole of training, from the state's position to the end of the last stage."""
-    state.configure(state.model.config.with_size(tools.config.imgsz))
     if saved is None:
         try_stages(state, stages, tools)
+    state.configure(state.model.config.with_size(tools.config.imgsz))
+    if saved is None:
         begin_run(state, stages, tools)
     else:
         tools.display.say(what_is_left(state.position, stages))

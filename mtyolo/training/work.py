@@ -30,7 +30,7 @@ from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives import Losses, Objective, TasksObjective
 from mtyolo.training.optimizer import make_optimizer
 from mtyolo.training.processes import copy_from_first
-from mtyolo.training.stages import Stage, lr_scales
+from mtyolo.training.stages import Stage, aligns, lr_scales
 from mtyolo.training.stored import training_batches
 
 FIRST_SCALE = 2.0**10
@@ -174,7 +174,7 @@ def _objective(
 ) -> tuple[Objective, tuple[str, ...]]:
     """What the stage minimises, and the names of the losses that are balanced."""
     align = None
-    if stage.config.objective == "align" or (stage.config.align and model.adapters is not None):
+    if aligns(stage, model):
         align = make_align(model, stage.config.arguments, accelerator.device, stored=store is not None)
     if align is not None and stage.config.objective == "align":
         return align, (ALIGN,)

@@ -27,7 +27,7 @@ from mtyolo.config.reading import read_yaml
 from mtyolo.distill.lessons import Opened
 from mtyolo.distill.objective import Course
 from mtyolo.distill.teachers import Teacher
-from mtyolo.errors import ConfigError, StoreError
+from mtyolo.errors import ConfigError, MtyoloError, StoreError
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
 from mtyolo.training.settings import settle
@@ -208,6 +208,20 @@ def test_a_store_that_does_not_fit_is_said_before_an_assistant_is_trained(
     config = shape_config()
     with pytest.raises(StoreError, match="takes images and not features"):
         train(shape_model(), shapes, plan=plan_of(teacher), config=config, out=tmp_path / "run", features=tmp_path)
+    assert not (tmp_path / "run" / "assistants").exists()
+
+
+def test_an_assistant_that_needs_labels_is_refused_before_the_one_before_it_is_trained(
+    teacher: str, shapes: Path, tmp_path: Path
+) -> None:
+    plan = plan_of(teacher, epochs=1)
+    second = {"name": "second", "model": model_of(0.05), "stages": [{"name": "labels"}]}
+    plan["assistants"].append(second)
+    plan["stages"].append(stage_from("second", "again"))
+    for stage in (*plan["assistants"][0]["stages"], *plan["stages"]):
+        stage["distill"]["hard"] = 0
+    with pytest.raises(MtyoloError, match=r"assistant 'second': .*stage 'labels' learns"):
+        run_plan(plan, shapes.parent / "images" / "train", tmp_path / "run")
     assert not (tmp_path / "run" / "assistants").exists()
 
 

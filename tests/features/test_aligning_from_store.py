@@ -88,6 +88,16 @@ def test_held_out_errors_from_the_store_are_those_online(files: tuple[Path, Path
     assert {name: stored[-1][name] for name in errors} == pytest.approx(errors, rel=1e-5, abs=1e-5)
 
 
+def test_targets_for_validation_that_are_not_whole_are_said_before_training(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store = extract(files, tmp_path / "store", "--targets", "--dtype", "fp32")
+    shutil.rmtree(store / REPLACED / "val")
+    with pytest.raises(StoreError, match="val"):
+        align(files, tmp_path / "run", store)
+    assert not (tmp_path / "run" / "results.csv").exists()
+
+
 def test_without_targets_for_validation_nothing_is_held_out(files: tuple[Path, Path], tmp_path: Path) -> None:
     store = extract(files, tmp_path / "store", "--dtype", "fp32")
     extract(files, store, "--targets", "--dtype", "fp32", "--splits", "train")

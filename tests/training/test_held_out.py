@@ -91,6 +91,18 @@ def test_a_run_that_only_aligns_is_judged_by_it(test_data: Path, unlabelled: Dat
     assert found.best.name == "best.safetensors"
 
 
+def test_of_several_stages_the_last_decides(test_data: Path, unlabelled: DataConfig, tmp_path: Path) -> None:
+    """Its error has more parts, and would never be less than the first's."""
+    outputs = ALIGN | {"name": "outputs", "arguments": {"fused": 1.0, "maps": 100.0}}
+    found = run(make(test_data, unlabelled), unlabelled, tmp_path, 4, ALIGN, outputs)
+    errors = [float(row["val/align"] or 0) for row in found.results]
+    assert max(errors[:2]) < min(errors[2:])
+    assert found.best_fitness == -min(errors[2:])
+    best, last = load(found.best).state_dict(), load(found.last).state_dict()
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (errors[3] < errors[2])
+
+
 def test_a_run_that_goes_on_with_tasks_is_not(test_data: Path, unlabelled: DataConfig, tmp_path: Path) -> None:
     """The last stage's weights are what the run is for, and nothing says how good they are."""
     teacher = {"weights": str(test_data / "weights" / "yolov5n.pt"), "output": {"scaled": 1.0}, "classes": "by-number"}

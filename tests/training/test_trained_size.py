@@ -15,6 +15,7 @@ import mtyolo
 from mtyolo.checkpoint import save_weights
 from mtyolo.cli.main import main
 from mtyolo.config.training import TrainConfig
+from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.run import Run
 
@@ -61,6 +62,14 @@ def test_training_goes_on_at_it(run: Run, shapes: Path, tmp_path: Path) -> None:
             again = mtyolo.train(model, shapes, plan="all-at-once", config=config, out=out, progress=False)
         assert set(seen) == {size}
         assert mtyolo.load(again.last).usual_size == size
+
+
+def test_a_plan_that_is_refused_leaves_no_size(make_model: MakeModel, shapes: Path, tmp_path: Path) -> None:
+    model, config = make_model(), TrainConfig(epochs=1, imgsz=SIDE, workers=0, device="cpu")
+    plan = {"stages": [{"name": "one", "lr_scale": {"nekc": 0.1}}]}
+    with pytest.raises(ConfigError, match="nekc"):
+        mtyolo.train(model, shapes, plan=plan, config=config, out=tmp_path, progress=False)
+    assert model.config.imgsz is None
 
 
 def test_commands_take_it(run: Run, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
