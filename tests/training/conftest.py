@@ -47,6 +47,21 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def blind(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn shapes, whose keypoints do not say what becomes of them in a mirror."""
+    folder = tmp_path_factory.mktemp("blind")
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    del content["flip_idx"]
+    names = {"categories": [{"id": 0, "name": "square", "keypoints": ["a", "b"]}, {"id": 1, "name": "disc"}]}
+    for split in ("train", "val"):
+        labels = json.loads((shapes.parent / f"{split}.json").read_text())
+        (folder / f"{split}.json").write_text(json.dumps(labels | names))
+    content["annotations"] = {split: str(folder / f"{split}.json") for split in ("train", "val")}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return folder / "data.yaml"
+
+
 def _draw_split(root: Path, split: str, count: int) -> None:
     random = np.random.default_rng(len(split))
     (root / split).mkdir()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from mtyolo.api import build, train
@@ -20,21 +18,6 @@ from mtyolo.training.run import Run
 
 MakeModel = Callable[[], Model]
 UNMIRRORED = "mirroring is off"
-
-
-@pytest.fixture(scope="module")
-def blind(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn shapes, whose keypoints do not say what becomes of them in a mirror."""
-    folder = tmp_path_factory.mktemp("blind")
-    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
-    del content["flip_idx"]
-    names = {"categories": [{"id": 0, "name": "square", "keypoints": ["a", "b"]}, {"id": 1, "name": "disc"}]}
-    for split in ("train", "val"):
-        labels = json.loads((shapes.parent / f"{split}.json").read_text())
-        (folder / f"{split}.json").write_text(json.dumps(labels | names))
-    content["annotations"] = {split: str(folder / f"{split}.json") for split in ("train", "val")}
-    (folder / "data.yaml").write_text(yaml.safe_dump(content))
-    return folder / "data.yaml"
 
 
 def boxes_alone(model: Model, data: Path, config: TrainConfig, out: Path) -> Run:
