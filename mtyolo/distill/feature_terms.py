@@ -86,7 +86,7 @@ class GradientTerm(FeatureTerm):
         source = self._teacher[0].source
         assert isinstance(source, Model)
         neck = neck_of(source)
-        fused = [lesson.features[number].detach().requires_grad_() for number in neck]
+        fused = [lesson.features[number].float().detach().requires_grad_() for number in neck]
         with torch.enable_grad():
             maps = source.branches["detect"](dict(zip(source.strides, fused, strict=True)))
             loss = detection_loss(source, Outputs({}, {}, maps), targets)

@@ -1,24 +1,22 @@
 """Losses between feature maps of student and teacher. Each is a small module that brings along what it must learn.
 
-All take the student's map [B, C, h, w] and the teacher's [B, C', H, W]; the student's is projected to the teacher's
-channels by a 1x1 convolution where they differ, and resized bilinearly where sizes differ. What is learned here trains
-with the student and stays behind when the student is saved.
+All take the student's map [B, C, h, w] and the teacher's [B, C', H, W], which may be in half precision; the student's
+is projected to the teacher's channels by a 1x1 convolution where they differ, and resized bilinearly where sizes
+differ. What is learned here trains with the student and stays behind when the student is saved.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mtyolo.distill.compared import channel_divergence, mean_square, relative_error
 
 CWD_TEMPERATURE = 1.0
 """For necks of detectors, in the authors' configurations; for segmentation logits they take 4."""
 MGD_MASKED = 0.65
 """Fraction of positions that are hidden, for one-stage detectors, in the authors' configurations."""
-SMALLEST_VARIANCE = 1e-12
 
 
 class FitNets(nn.Module):
@@ -29,7 +27,7 @@ class FitNets(nn.Module):
         self.projector = make_projector(student, teacher)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return _MeanSquare.apply(resized(self.projector(student), teacher), teacher)
+        return mean_square(*fitting(student, teacher, self.projector))
 
 
 class Relative(FitNets):
@@ -37,14 +35,7 @@ class Relative(FitNets):
     differ a hundredfold weigh alike. The measure of alignment."""
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return relative_error(resized(self.projector(student), teacher), teacher)
-
-
-def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference over the teacher's variance, of maps of one shape. teacher: in single precision."""
-    # Not Tensor.var, which takes three times as long on a CPU.
-    variance = _sum_of_squares(teacher - teacher.mean()) / (teacher.numel() - 1)
-    return _MeanSquare.apply(student, teacher) / variance.clamp(min=SMALLEST_VARIANCE)
+        return relative_error(*fitting(student, teacher, self.projector))
 
 
 class SpatialAttention(nn.Module):
@@ -57,7 +48,7 @@ class SpatialAttention(nn.Module):
         super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return F.mse_loss(self._attention(resized(student, teacher)), self._attention(teacher))
+        return F.mse_loss(self._attention(resized(student, teacher)), self._attention(teacher.float()))
 
     @staticmethod
     def _attention(features: Tensor) -> Tensor:
@@ -75,7 +66,7 @@ class ChannelAttention(nn.Module):
         self.projector = make_projector(student, teacher)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return F.mse_loss(F.normalize(self.projector(student).mean((2, 3))), F.normalize(teacher.mean((2, 3))))
+        return F.mse_loss(F.normalize(self.projector(student).mean((2, 3))), F.normalize(teacher.float().mean((2, 3))))
 
 
 class ChannelWise(nn.Module):
@@ -90,10 +81,10 @@ class ChannelWise(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        found = resized(self.projector(student), teacher)
+        found, teacher, weight = fitting(student, teacher, self.projector)
         if self.temperature != 1:
-            found, teacher = found / self.temperature, teacher / self.temperature
-        return self.temperature**2 * _ChannelDivergence.apply(found, teacher)
+            found, teacher = found / self.temperature, teacher.float() / self.temperature
+        return self.temperature**2 * channel_divergence(found, teacher, weight)
 
 
 class MaskedGeneration(nn.Module):
@@ -114,7 +105,7 @@ class MaskedGeneration(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         found = resized(self.projector(student), teacher)
         shown = torch.rand(found[:, :1].shape, device=found.device) >= self.masked
-        return (self.generator(found * shown) - teacher).square().sum((1, 2, 3)).mean()
+        return (self.generator(found * shown) - teacher.float()).square().sum((1, 2, 3)).mean()
 
 
 class GradientSimilarity(nn.Module):
@@ -130,7 +121,7 @@ class GradientSimilarity(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         found = resized(self.projector(student), teacher).flatten(1)
-        return (1 - F.cosine_similarity(found, teacher.flatten(1), eps=1e-12)).mean()
+        return (1 - F.cosine_similarity(found, teacher.float().flatten(1), eps=1e-12)).mean()
 
 
 FEATURE_LOSSES: dict[str, type[nn.Module]] = {
@@ -179,53 +170,9 @@ def resized(features: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(features, like.shape[-2:], mode="bilinear")
 
 
-def _sum_of_squares(maps: Tensor) -> Tensor:
-    """By a norm, which writes no squares to memory; of each image, as over millions of values it loses digits."""
-    return torch.linalg.vector_norm(maps, dim=(1, 2, 3)).square().sum()
-
-
-def _positions(maps: Tensor) -> Tensor:
-    """[B, H * W, C]: a view under channels_last."""
-    return maps.movedim(1, -1).flatten(1, 2)
-
-
-class _ChannelDivergence(torch.autograd.Function):
-    """KL(softmax(teacher) || softmax(student)) over positions, a mean over channels and images; the teacher gets no
-    gradient, and the student's keeps its layout, as in `_MeanSquare`."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        found, wanted = _positions(student).log_softmax(1), _positions(teacher).log_softmax(1)
-        belief, channels = wanted.exp(), student.shape[0] * student.shape[1]
-        total = (belief * (wanted - found)).sum()
-        slope = torch.empty_like(student, memory_format=torch.channels_last)
-        torch.sub(found.exp_(), belief, out=_positions(slope))
-        ctx.channels = channels
-        ctx.save_for_backward(slope)
-        return total / channels
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * (gradient / ctx.channels), None
-
-
-class _MeanSquare(torch.autograd.Function):
-    """Mean squared difference in half the passes over memory that `F.mse_loss` takes; the teacher gets no gradient.
-
-    The student's gradient keeps its layout. That of `F.mse_loss` does not under channels_last, and slows all layers
-    before it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        difference = student - teacher
-        ctx.save_for_backward(difference)
-        return _sum_of_squares(difference) / difference.numel()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return difference * (gradient * 2 / difference.numel()), None
+def fitting(student: Tensor, teacher: Tensor, projector: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Maps of one size, and the weight of the projector that the student's have still to go through, if any: who
+    compares them projects on the way. What is to be resized is projected before."""
+    if student.shape[-2:] == teacher.shape[-2:]:
+        return student, teacher, projector.weight.flatten(1) if isinstance(projector, Projector) else None
+    return resized(projector(student), teacher), teacher, None

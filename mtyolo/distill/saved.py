@@ -60,7 +60,7 @@ class SavedLessons:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
     def ask(self, images: Tensor) -> Answer:
-        """images: [B, 3, H, W] uint8. Outputs are in half precision, as on the disk; features in single.
+        """images: [B, 3, H, W] uint8. Outputs and features are in half precision, as on the disk.
 
         Files are read from now on by a thread, where a core has time for it.
         """
@@ -244,7 +244,4 @@ def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
     points = levels("keypoint")
     keypoint = KeypointOutputs(points, named.get("heatmaps")) if points else None
     outputs = Outputs({}, {}, levels("detect"), segment, keypoint)
-    features = {
-        int(name.split(".")[1]): tensor.float() for name, tensor in named.items() if name.startswith("feature.")
-    }
-    return Lesson(outputs, features)
+    return Lesson(outputs, {int(name.split(".")[1]): of for name, of in named.items() if name.startswith("feature.")})

@@ -19,6 +19,7 @@ from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
 from mtyolo.geometry import fitting_side
+from mtyolo.memory import kept_memory
 from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch, Outputs, input_size
 from mtyolo.tasks.instances import image_instances
@@ -34,6 +35,7 @@ class Loader(Sized, Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
+@kept_memory()
 def validate(
     model: Model,
     split: Split,

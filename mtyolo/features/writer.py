@@ -21,6 +21,7 @@ from mtyolo.features.manifest import Manifest, write_manifest
 from mtyolo.features.planning import ExtractOptions, agreed_manifest
 from mtyolo.features.shards import Contents, Stored, check_shard, shard_path, write_shard
 from mtyolo.features.views import Drawn, draw
+from mtyolo.memory import kept_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +50,7 @@ class _Work(NamedTuple):
         return range(number * length, min((number + 1) * length, len(self.split)))
 
 
+@kept_memory()
 def extract(
     extractor: Extractor,
     splits: Sequence[Split],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtyolo.adapters.statistics import match_statistics, moments
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import Split
-from mtyolo.distill.features import relative_error
+from mtyolo.distill.compared import relative_error
 from mtyolo.distill.row_terms import BOX, CLASSES, believed, bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.extractors.base import features_of

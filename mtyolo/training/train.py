@@ -13,6 +13,7 @@ from mtyolo.assembly import Registry
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.distill.handover import hand_over, learned_by
+from mtyolo.memory import kept_memory
 from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
@@ -73,7 +74,7 @@ def train(
     run's model. trust: it may import `package.module:Class` that it names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
-    with as_before(model):
+    with as_before(model), kept_memory():
         own = {"extractors": extractors, "adapters": adapters, "trust": trust}
         run = train_in_group(model, data, plan, config, out, resume, features, judge, progress=progress, own=own)
     leave_processes()

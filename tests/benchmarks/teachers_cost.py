@@ -27,6 +27,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.split import load_split
+from mtyolo.memory import kept_memory
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.between import Tools
@@ -52,18 +53,22 @@ def measure(folder: Path, model: Model, batch: Batch, method: dict[str, Any], ro
     return [statistics.median(column) for column in zip(*ratios, strict=True)]
 
 
-def training_steps(folder: Path, model: Model, method: dict[str, Any]) -> list[Callable[[Batch], bool]]:
-    """Whole steps of the training loop on one model: stages without a teacher, with one, and with one cached."""
+def training_steps(
+    folder: Path, model: Model, method: dict[str, Any] | None, *, size: int = SIZE, batch: int = BATCH
+) -> list[Callable[[Batch], bool]]:
+    """Whole steps of the training loop on one model: of stages without a teacher, and, with a method, with one that is
+    asked and with one that is cached."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = str(test_data() / "weights" / "yolov5n.pt")
-    teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | method for cached in (False, True)]
+    asked = (False, True) if method is not None else ()
+    teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | (method or {}) for cached in asked]
     stages: list[dict[str, Any]] = [
         {"name": "plain"},
         *({"name": f"taught {n}", "distill": {"teachers": [t]}} for n, t in enumerate(teachers)),
     ]
     plan = read_plan({"stages": [stage | {"augment": False} for stage in stages]})
     device = model.anchors.device
-    config = TrainConfig(epochs=3, batch=BATCH, imgsz=SIZE, device=str(device), workers=0)
+    config = TrainConfig(epochs=3, batch=batch, imgsz=size, device=str(device), workers=0)
     data = data_file(folder)
     state = make_state(model, settle(model, data, plan, config, None), folder, device, None)
     accelerator, split = make_accelerator(config, folder), load_split(data, "train")
@@ -89,6 +94,7 @@ def _seconds(step: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+@kept_memory()  # as training does
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--methods", default=DEFAULT)

@@ -280,3 +280,14 @@ def test_many_rows_cost_what_the_definition_says_and_pull_as_its_gradient(rows: 
     wanted = divergence[:, :4].mean() + divergence[:, 4].mean() + divergence[:, 5:].mean()
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert torch.allclose(gradient, torch.autograd.grad(wanted, student)[0], atol=1e-7)
+
+
+def test_differentiating_again_gives_the_same() -> None:
+    """The first one is given the derivative that was made on the way; the next ones have it made again."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(1, 1, 2, 5, 7, requires_grad=True), torch.randn(1, 1, 2, 5, 7)
+    loss = bernoulli_kl([student], [teacher], 2.0)
+    first, again = (torch.autograd.grad(loss, student, retain_graph=True)[0] for _ in range(2))
+    assert first.any()
+    assert torch.equal(first, again)
+    assert first.data_ptr() != again.data_ptr()

@@ -1,0 +1,103 @@
+"""Comparing on the way through a projector against the projection, the loss and the gradient one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtyolo.distill.compared import Spread, channel_divergence, mean_square, relative_error
+
+BATCH, CHANNELS, WIDER, SIDE = 3, 4, 6, (5, 7)
+
+Comparison = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def plain_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    found, wanted = (maps.flatten(2).log_softmax(2) for maps in (student, teacher))
+    return (wanted.exp() * (wanted - found)).sum() / (student.shape[0] * student.shape[1])
+
+
+PLAIN: dict[str, tuple[Comparison, Callable[[Tensor, Tensor], Tensor]]] = {
+    "mean square": (mean_square, F.mse_loss),
+    "relative": (relative_error, lambda student, teacher: F.mse_loss(student, teacher) / teacher.var()),
+    "divergence": (channel_divergence, plain_divergence),
+}
+
+
+def maps(seed: int, channels: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    found = 2 * torch.randn(BATCH, channels, *SIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (found + 1).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def projector() -> Tensor:
+    return torch.randn(WIDER, CHANNELS, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("projected", [False, True])
+def test_value_and_both_derivatives_are_those_of_one_step_after_the_other(name: str, projected: bool) -> None:
+    compare, plain = PLAIN[name]
+    teacher = maps(1, WIDER if projected else CHANNELS)
+    inputs = [[maps(0, CHANNELS).requires_grad_(), projector().requires_grad_()] for _ in range(2)]
+    (student, weight), (other, other_weight) = inputs
+    found = compare(student, teacher, weight if projected else None)
+    wanted = plain(F.conv2d(other, other_weight[..., None, None]) if projected else other, teacher)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-9)
+    (3 * found).backward()
+    (3 * wanted).backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, other.grad)
+    assert student.grad.is_contiguous(memory_format=torch.channels_last)
+    if projected:
+        torch.testing.assert_close(weight.grad, other_weight.grad)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_differentiating_again_gives_the_same(name: str) -> None:
+    """As balancers do, which look at a loss's gradient before they decide on its weight."""
+    student, weight = maps(0, CHANNELS).requires_grad_(), projector().requires_grad_()
+    loss = PLAIN[name][0](student, maps(1, WIDER), weight)
+    first = [gradient.clone() for gradient in torch.autograd.grad(loss, [student, weight], retain_graph=True)]
+    (2 * loss).backward(retain_graph=True)
+    loss.backward()
+    for once, thrice in zip(first, (student.grad, weight.grad), strict=True):
+        torch.testing.assert_close(3 * once, thrice)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_neither_map_is_written_to(name: str) -> None:
+    student, teacher = maps(0, CHANNELS, torch.float32).requires_grad_(), maps(1, CHANNELS, torch.float32)
+    kept = student.detach().clone(), teacher.clone()
+    PLAIN[name][0](student, teacher, None).backward()
+    assert torch.equal(student.detach(), kept[0])
+    assert torch.equal(teacher, kept[1])
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_teacher_in_half_precision_is_compared_in_single(name: str) -> None:
+    student, teacher = maps(0, CHANNELS, torch.float32), maps(1, CHANNELS, torch.float16)
+    found = PLAIN[name][0](student, teacher, None)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(PLAIN[name][0](student, teacher.float(), None)), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_threads_share_images_and_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def value() -> float:
+        return float(PLAIN[name][0](maps(0, CHANNELS), maps(1, CHANNELS), None))
+
+    by_one = value()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert value() == pytest.approx(by_one, rel=1e-12)
+
+
+def test_spread_of_uneven_parts_is_the_variance_even_far_from_zero() -> None:
+    values = 1000 + torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    spread = Spread()
+    for part in values.split([700, 200, 100]):
+        spread.add(part)
+    assert float(spread.variance) == pytest.approx(float(values.double().var()), rel=1e-4)

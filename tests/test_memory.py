@@ -1,0 +1,93 @@
+"""Freed memory is kept within, and goes back afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mtyolo import memory
+from mtyolo.memory import KEPT, SETTINGS, STOCK, kept_memory
+
+
+class Library:
+    """Stands in for glibc, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+        self.trimmed = 0
+
+    def mallopt(self, name: int, value: int) -> int:
+        self.told.append((name, value))
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.trimmed += 1
+        return 1
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    found = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: found)
+    return found
+
+
+def test_it_is_kept_within_and_given_back_by_the_last(library: Library) -> None:
+    with kept_memory():
+        with kept_memory():
+            assert library.told == list(KEPT.items())
+        assert not library.trimmed
+    assert library.told == [*KEPT.items(), *STOCK.items()]
+    assert library.trimmed == 1
+
+
+def test_it_is_given_back_after_an_error_and_by_a_generator_that_is_left(library: Library) -> None:
+    @kept_memory()
+    def fails() -> None:
+        raise ValueError
+
+    def numbers() -> Iterator[int]:
+        with kept_memory():
+            yield from range(3)
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fails()
+    assert library.trimmed == 1
+    left = numbers()
+    next(left)
+    left.close()
+    assert library.trimmed == 2
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_the_environment_stay(library: Library, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with kept_memory():
+        pass
+    assert not library.told
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with kept_memory():
+        pass
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc, or the environment has settings")
+def test_a_map_takes_the_place_of_the_one_before_it() -> None:
+    import resource
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(20_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        pages(), pages()
+        assert pages() < 0.1 * 80_000_000 / 4096
+    assert pages() > 0.1 * 80_000_000 / (2 * 2**20), "afterwards the system gives it anew, by pages of at most 2 MiB"
