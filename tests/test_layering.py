@@ -28,7 +28,7 @@ LAYERS = (
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),
     ("imported",),
-    ("device", "geometry", "files"),
+    ("device", "geometry", "files", "memory"),
     ("structures",),
     ("config",),
     ("errors",),

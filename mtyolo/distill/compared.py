@@ -75,7 +75,7 @@ def _walked(
         own, other = found[part].to(precision), wanted[part].to(precision, copy=True)
         apart = own.clone() if weight is None else own @ weight.t()
         total += distance(apart, other)
-        if to_weight is None:
+        if weight is None or to_weight is None:
             slopes[part] = apart
         else:
             slopes[part] = apart @ weight
