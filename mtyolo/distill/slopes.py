@@ -24,8 +24,10 @@ class Sloped(NamedTuple):
 
 
 def with_slopes(calculate: Callable[..., Sloped], *inputs: Tensor) -> Tensor:
-    """`calculate(*inputs)`, differentiable once by the inputs; what else it looks at gets no gradient."""
-    loss: Tensor = _WithSlopes.apply(calculate, *inputs)
+    """`calculate(*inputs)`, without autocast, differentiable once by the inputs; what else it looks at gets no
+    gradient."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        loss: Tensor = _WithSlopes.apply(calculate, *inputs)
     return loss
 
 

@@ -86,6 +86,18 @@ def test_a_teacher_in_half_precision_is_compared_in_single(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
+def test_autocast_rounds_nothing(name: str) -> None:
+    def found() -> list[Tensor]:
+        student, weight = maps(0, CHANNELS, torch.float32).requires_grad_(), projector().float().requires_grad_()
+        loss = PLAIN[name][0](student, maps(1, WIDER, torch.float32), weight)
+        return [loss.detach(), *torch.autograd.grad(loss, [student, weight])]
+
+    exact = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, found(), exact))
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_threads_share_images_and_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def value() -> float:
         return float(PLAIN[name][0](maps(0, CHANNELS), maps(1, CHANNELS), None))
