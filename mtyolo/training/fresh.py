@@ -6,7 +6,6 @@ Where a plan protects the detector as a whole, the branch with fresh classes lea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.data.records import Split
@@ -40,10 +39,9 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Ite
     """Lines for people, of a run that is about to start."""
     fresh = model.fresh_classes
     if fresh:
-        source = Path(model.config.detector.weights or "the weights").name
         taught = any(_reaches(stage, "detect") for stage in stages)
         yield (
-            f"{len(fresh)} of {len(model.names)} classes are unknown to {source}, first {fresh[0]!r}: "
+            f"{len(fresh)} of {len(model.names)} classes are unknown to the weights, first {fresh[0]!r}: "
             + ("the detect branch learns them, also where the plan freezes the detector" if taught else STAY_UNKNOWN)
         )
     silent = [task for task in model.tasks if task not in split.tasks]
