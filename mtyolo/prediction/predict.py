@@ -121,7 +121,7 @@ def stream(
             if progress is not None:
                 progress(min(start + batch, len(found)), len(found))
     if not read:
-        raise DataError(f"none of {len(found)} images can be read; the first: {_first(noted)}")
+        raise DataError(f"none of {len(found)} images can be used; the first: {_first(noted)}")
     if problems is None and len(noted):
         logger.warning("%s", noted.summary())
 

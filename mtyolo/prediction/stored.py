@@ -21,13 +21,15 @@ Place = tuple[str, int]
 """Split and row."""
 
 REMEDY = "predict without features, where there is an extractor, or make its features again"
+WITHOUT_FEATURES = "image without features"
+"""A kind of problem."""
 DIFFERENT_NAMES = "give these pictures different names, or a folder called like their split"
 
 
 class StoredInputs:
     """Features of pictures, at the store's size. Files are only looked at: are they still what the features are of?
 
-    Raises StoreError where the features are not this model's, or are not those of a picture.
+    Raises StoreError where the features are not this model's, or pictures are no files.
     """
 
     def __init__(self, directory: Path | str, model: Model) -> None:
@@ -40,10 +42,13 @@ class StoredInputs:
         """Those that can be used; the others become problems."""
         places: list[tuple[Source, Place]] = []
         for source in sources:
+            if source.path is None:
+                raise StoreError("a feature store knows pictures by their files: name files or folders, not arrays")
             try:
-                places.append((source, self._place(source)))
-            except DataError as error:
-                problems.add("unreadable image", source.path, str(error).removeprefix(f"{source.path}: "))
+                places.append((source, self._place(source.path)))
+            except (DataError, StoreError) as error:
+                kind = "unreadable image" if isinstance(error, DataError) else WITHOUT_FEATURES
+                problems.add(kind, source.path, str(error).removeprefix(f"{source.path}: "))
         side = self.store.manifest.size
         rows = [self.store.index(split).rows[row] for _, (split, row) in places]
         parts = [self.store.read(split, [[self.store.whole(row)]]) for _, (split, row) in places]
@@ -53,12 +58,10 @@ class StoredInputs:
             pyramid={stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]} if parts else None,
         )
 
-    def _place(self, source: Source) -> Place:
-        """Raises DataError for a picture that can not be read."""
-        if source.path is None:
-            raise StoreError("a feature store knows pictures by their files: name files or folders, not arrays")
-        height, width = image_size(source.path)
-        record = ImageRecord(source.path.absolute(), height, width, labels_of([], (), masks=False, points=None))
+    def _place(self, path: Path) -> Place:
+        """Raises DataError for a picture that can not be read, StoreError where the store has not its features."""
+        height, width = image_size(path)
+        record = ImageRecord(path.absolute(), height, width, labels_of([], (), masks=False, points=None))
         splits = {split: self.store.index(split) for split in self.store.manifest.splits}
         named = [(split, row) for split, index in splits.items() if (row := index.find(record.path)) is not None]
         reasons = {(split, row): change(splits[split].rows[row], record) for split, row in named}
@@ -69,10 +72,10 @@ class StoredInputs:
                 if named
                 else f"is not in {self.store.directory}"
             )
-            raise StoreError(f"{source.path}: {why}; {REMEDY}")
+            raise StoreError(f"{path}: {why}; {REMEDY}")
         split, row = self._only(same, record.path)
         if not splits[split].rows[row].usable:
-            raise DataError(f"{source.path}: could not be read when its features were made")
+            raise DataError(f"{path}: could not be read when its features were made")
         return split, row
 
     def _only(self, places: Sequence[Place], path: Path) -> Place:

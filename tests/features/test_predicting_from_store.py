@@ -19,7 +19,7 @@ from mtyolo.checkpoint import save_weights
 from mtyolo.cli.main import main
 from mtyolo.config.model import shipped_configs
 from mtyolo.data.records import Problems, Split
-from mtyolo.errors import StoreError
+from mtyolo.errors import DataError, StoreError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import Contents, read_contents, shard_path, write_shard
 from mtyolo.model import Model
@@ -90,17 +90,18 @@ def test_what_a_store_does_not_know_is_refused_and_what_can_not_be_read_is_count
     given: Model, folder: Path, make_store: MakeStore, tmp_path: Path
 ) -> None:
     store = make_store().directory
-    with pytest.raises(StoreError, match=r"other\.png: is not in .*store; predict without features"):
+    with pytest.raises(DataError, match=r"none of 1 images .*other\.png: is not in .*store; predict without features"):
         predict(given, shutil.copy(folder / "0000.png", tmp_path / "other.png"), features=store)
     with pytest.raises(StoreError, match="name files or folders, not arrays"):
         predict(given, np.zeros((50, 50, 3), np.uint8), features=store)
     shutil.copy(folder / "0001.png", folder / "0000.png")
-    with pytest.raises(StoreError, match=r"0000\.png: changed after its features were made"):
+    with pytest.raises(DataError, match=r"0000\.png: changed after its features were made"):
         predict(given, folder / "0000.png", features=store)
-    (folder / "0000.png").write_bytes(b"")
+    (folder / "0002.png").write_bytes(b"")
     problems = Problems()
-    assert len(predict(given, folder, features=store, problems=problems)) == 9
-    assert problems.counts == {"unreadable image": 1}
+    found = predict(given, folder, features=store, problems=problems)
+    assert [result.path.name for result in found if result.path] == ["0001.png", *(f"000{n}.png" for n in range(3, 10))]
+    assert problems.counts == {"image without features": 1, "unreadable image": 1}
 
 
 def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:
@@ -116,7 +117,7 @@ def test_pictures_of_one_name_in_two_splits_are_told_apart_by_their_folder(
     expected = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)[0]
     _add_split_without_hashes(store.directory)
     other = shutil.copy(folder / "0000.png", tmp_path / "0000.png")
-    with pytest.raises(StoreError, match=r"has it in train and val; give these pictures different names"):
+    with pytest.raises(DataError, match=r"has it in train and val; give these pictures different names"):
         predict(given, other, features=store.directory)
     (found,) = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)
     assert torch.equal(found.boxes, expected.boxes)

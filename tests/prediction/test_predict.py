@@ -114,7 +114,7 @@ def test_using_the_model_leaves_pillow_as_it_was():
 
 
 def test_nothing_readable_is_an_error_naming_the_first(official: Model, test_data: Path):
-    with pytest.raises(DataError, match=r"none of 1 images can be read; the first: .*zero_byte\.jpg: not an image"):
+    with pytest.raises(DataError, match=r"none of 1 images can be used; the first: .*zero_byte\.jpg: not an image"):
         predict(official, test_data / "bad/images/zero_byte.jpg", size=64)
 
 
