@@ -48,12 +48,13 @@ def predict(
     from mtyolo.data.records import Problems
     from mtyolo.device import find_device
     from mtyolo.errors import DataError
+    from mtyolo.memory import kept_memory
     from mtyolo.prediction.predict import stream
 
     found = find_device(device)
     opened = open_model(model, weights=weights, features=features, trust=trust)
     problems, described, lines = Problems(), [], []
-    with progress_bar("predict") as progress:
+    with progress_bar("predict") as progress, kept_memory():
         results = stream(
             opened,
             source,

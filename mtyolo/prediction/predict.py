@@ -19,7 +19,6 @@ from mtyolo.device import find_device
 from mtyolo.errors import DataError
 from mtyolo.features.standin import stand_in
 from mtyolo.geometry import PADDING_GREY, fitting_side, letterbox_of, resized_shape
-from mtyolo.memory import kept_memory
 from mtyolo.model import Model, evaluating
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Inputs, Picture, Source, Sources, find_sources
@@ -112,14 +111,13 @@ def stream(
     side = fitting_side(model.usual_size if size is None else size, model.largest_stride)
     inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)
     read = 0
-    with kept_memory():
-        for start in range(0, len(found), batch):
-            inputs = inputs_of(found[start : start + batch], noted)
-            read += len(inputs.sources)
-            for source, seen in zip(inputs.sources, _detect(model, inputs, confidence, iou, limit), strict=True):
-                yield Result(seen, model.names, source.path, source.pixels)
-            if progress is not None:
-                progress(min(start + batch, len(found)), len(found))
+    for start in range(0, len(found), batch):
+        inputs = inputs_of(found[start : start + batch], noted)
+        read += len(inputs.sources)
+        for source, seen in zip(inputs.sources, _detect(model, inputs, confidence, iou, limit), strict=True):
+            yield Result(seen, model.names, source.path, source.pixels)
+        if progress is not None:
+            progress(min(start + batch, len(found)), len(found))
     if not read:
         raise DataError(f"none of {len(found)} images can be used; the first: {_first(noted)}")
     if problems is None and len(noted):
