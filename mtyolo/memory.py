@@ -6,12 +6,12 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """glibc's numbers of: free bytes at the heap's end beyond which they go back to the system; size from which a block may
 be the system's; how many such blocks there may be."""
-KEPT = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+KEPT = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
 STOCK = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
 """Where glibc's own rules end up after blocks of many megabytes; once asked for anything it follows them no more."""
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
@@ -24,10 +24,14 @@ class _Holders:
         self.number = 0
         self.lock = Lock()
 
-    def change(self, by: int) -> int:
+    def change(self, by: int, library: ctypes.CDLL) -> None:
         with self.lock:
-            self.number += by
-            return self.number
+            before, self.number = self.number, self.number + by
+            if not before:
+                _tell(library, KEPT)
+            elif not self.number:
+                _tell(library, STOCK)
+                library.malloc_trim(0)
 
 
 _holders = _Holders()
@@ -38,25 +42,24 @@ def kept_memory() -> Iterator[None]:
     """Within, what is freed waits for the next step; afterwards it goes back to the system. Also a decorator.
 
     Else glibc gives maps of a step back at once, and gets them anew as pages of zeros, one at a time: 20,000 to 100,000
-    a step, 6 to 20 % of its time (tests/benchmarks/memory.py). Does nothing with another C library, or where the
-    environment has its own settings for it.
+    a step, 6 to 20 % of its time (tests/benchmarks/memory.py). Does nothing with another C library, where the
+    environment has its own settings for it, and in other threads than the main one, whose heaps stay small whatever is
+    set.
     """
     library = _glibc()
     if library is None:
         yield
         return
-    if _holders.change(+1) == 1:
-        _tell(library, KEPT)
+    _holders.change(+1, library)
     try:
         yield
     finally:
-        if _holders.change(-1) == 0:
-            _tell(library, STOCK)
-            library.malloc_trim(0)
+        _holders.change(-1, library)
 
 
 def _glibc() -> ctypes.CDLL | None:
-    if os.name != "posix" or any(name in os.environ for name in SETTINGS):
+    own_rules = any(name in os.environ for name in SETTINGS)
+    if os.name != "posix" or own_rules or current_thread() is not main_thread():
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

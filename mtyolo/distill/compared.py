@@ -1,6 +1,6 @@
 """Feature maps compared, image by image: projected, told apart, and the derivatives carried back, in one go.
 
-So a map with the teacher's channels, of which a student has fewer, is never written to memory.
+So on a CPU a map with the teacher's channels, of which a student has fewer, never leaves the cache.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mtyolo.distill.slopes import Sloped, parts, precision_of, with_slopes
 SMALLEST_VARIANCE = 1e-12
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Of [n, P, C], student's and teacher's, at P positions, summed. The first becomes the derivative by itself; the second
-is room to calculate in."""
+"""Of [n, P, C], student's and teacher's, at P positions, summed. The first is overwritten with the derivative by the
+student's; the second is room to calculate in."""
 
 
 def mean_square(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -100,19 +100,19 @@ def _square_of(values: Tensor) -> Tensor:
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """By sums of exponentials, so that logarithms are of channels and not of positions."""
+    for values in (student, teacher):
+        values.sub_(values.amax(1, keepdim=True))  # here: how far apart maps are as a whole would cost digits
     apart = teacher - student
-    scale, wanted_scale = _to_softmax(student), _to_softmax(teacher)
-    total = (scale - wanted_scale).sum() + torch.dot(teacher.flatten(), apart.flatten())
+    total = (_to_softmax(student) - _to_softmax(teacher)).sum() + torch.dot(teacher.flatten(), apart.flatten())
     student.sub_(teacher)
     return total
 
 
 def _to_softmax(values: Tensor) -> Tensor:
     """Over positions, in place. Returns the logarithm of what exponentials are divided by, [n, 1, C]."""
-    most = values.amax(1, keepdim=True)
-    whole = values.sub_(most).exp_().sum(1, keepdim=True)
+    whole = values.exp_().sum(1, keepdim=True)
     values.div_(whole)
-    return whole.log_().add_(most)
+    return whole.log_()
 
 
 class Spread:
@@ -131,7 +131,10 @@ class Spread:
     @property
     def variance(self) -> Tensor:
         """Chan et al. 1983, doi:10.1080/00031305.1983.10483115."""
-        means, number = torch.stack(self.means), sum(self.counts)
+        number = sum(self.counts)
+        if len(self.counts) == 1:
+            return self.within[0] / max(1, number - 1)
+        means = torch.stack(self.means)
         counts = torch.tensor(self.counts, device=means.device, dtype=means.dtype)
         between = counts * (means - (counts * means).sum() / number).square()
         return (torch.stack(self.within) + between).sum() / max(1, number - 1)

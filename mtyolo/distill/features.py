@@ -173,6 +173,6 @@ def resized(features: Tensor, like: Tensor) -> Tensor:
 def fitting(student: Tensor, teacher: Tensor, projector: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
     """Maps of one size, and the weight of the projector that the student's have still to go through, if any: who
     compares them projects on the way. What is to be resized is projected before."""
-    if student.shape[-2:] == teacher.shape[-2:]:
-        return student, teacher, projector.weight.flatten(1) if isinstance(projector, Projector) else None
+    if isinstance(projector, Projector) and student.shape[-2:] == teacher.shape[-2:]:
+        return student, teacher, projector.weight.flatten(1)
     return resized(projector(student), teacher), teacher, None

@@ -29,8 +29,7 @@ SATURATED = 80.0
 do not change."""
 
 BLOCK = 512
-"""Rows that a CPU works on at once, so that what is in between stays in its cache: measured for 8 pictures at 320
-pixels on one core, `logit_mse` takes 8 ms in place of 12, `bernoulli_kl` 19 in place of 23."""
+"""Rows that a CPU's thread works on at once, so that what is in between stays in its cache."""
 
 Maps = Sequence[Tensor]
 Distance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

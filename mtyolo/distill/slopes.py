@@ -6,7 +6,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,19 +24,19 @@ class Sloped(NamedTuple):
 
 
 def with_slopes(calculate: Callable[..., Sloped], *inputs: Tensor) -> Tensor:
-    """`calculate(*inputs)`, without autocast, differentiable once by the inputs; what else it looks at gets no
-    gradient."""
-    with torch.autocast(inputs[0].device.type, enabled=False):
-        loss: Tensor = _WithSlopes.apply(calculate, *inputs)
+    """`calculate(*inputs)`, without autocast, differentiable once by the inputs, one gradient at a time; what else it
+    looks at gets none."""
+    loss: Tensor = _WithSlopes.apply(calculate, *inputs)
     return loss
 
 
 class _WithSlopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, calculate: Callable[..., Sloped], *inputs: Tensor) -> Tensor:
-        ctx.calculate, ctx.found = calculate, calculate(*inputs)
+        ctx.calculate = calculate
         ctx.save_for_backward(*inputs)
-        value: Tensor = ctx.found.value
+        # Without the value: it leads back here, and a loss that is dropped would stay until cycles are looked for.
+        value, *ctx.found = _exactly(calculate, inputs)
         return value
 
     @staticmethod
@@ -44,9 +44,16 @@ class _WithSlopes(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Given away: a copy of a map of all classes costs half of what the loss does. Who differentiates again, as
         # some balancers, gets it calculated again.
-        found, ctx.found = ctx.found or ctx.calculate(*ctx.saved_tensors), None
-        factor = found.scale * gradient
-        return None, *(slope.mul_(factor) for slope in found.slopes)
+        found, ctx.found = ctx.found, None
+        slopes, scale = found or _exactly(ctx.calculate, ctx.saved_tensors)[1:]
+        # A scalar would be rounded to the slope's kind first.
+        factor = torch.atleast_1d(scale * gradient)
+        return None, *(slope.mul_(factor) for slope in slopes)
+
+
+def _exactly(calculate: Callable[..., Sloped], inputs: Sequence[Tensor]) -> Sloped:
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return calculate(*inputs)
 
 
 def precision_of(values: Tensor) -> torch.dtype:

@@ -33,7 +33,7 @@ class Lesson(NamedTuple):
     """What a teacher says about a batch."""
 
     outputs: Outputs  # in the student's layout; `adapted` and `fused` are empty
-    features: dict[int, Tensor]  # number of the teacher's layer -> [B, C, H, W]
+    features: dict[int, Tensor]  # number of the teacher's layer -> [B, C, H, W]; saved ones in half precision
 
 
 Answer = Callable[[], Lesson]

@@ -55,11 +55,11 @@ def predict(
     default the one that the model was trained at, 640 where it does not know. confidence, iou, limit: least score,
     non-maximum suppression within a class, most detections of an image; the first two defaults are those of the
     official predict, which keeps up to 1000. device: the model is moved there, `auto` is the machine's accelerator; by
-    default it stays. problems: takes note of images that can not be read; by default they are logged. features: a store
+    default it stays. problems: takes note of images that can not be used; by default they are logged. features: a store
     that holds the features of these image files, for a model whose extractor is not there; then `size` is the store's.
     extractors, adapters: your own classes by name, for a checkpoint that has them. trust: import `package.module:Class`
     that it names. Masks of thousands of images fill the memory: use `stream` for those. Raises DataError if there is
-    nothing to read, or nothing can be read; ConfigError naming an argument that can not be meant.
+    nothing to read, or nothing can be used; ConfigError naming an argument that can not be meant.
     """
     return list(
         stream(

@@ -29,13 +29,14 @@ DIFFERENT_NAMES = "give these pictures different names, or a folder called like 
 class StoredInputs:
     """Features of pictures, at the store's size. Files are only looked at: are they still what the features are of?
 
-    Raises StoreError where the features are not this model's, or pictures are no files.
+    Raises StoreError where the store is damaged, its features are not this model's, or pictures are no files.
     """
 
     def __init__(self, directory: Path | str, model: Model) -> None:
         self.store = FeatureStore.open(directory, "stream")
         if model.extractor is None:
             raise StoreError(f"{directory}: this model has no extractor, so it takes images and not features")
+        self.indices = {split: self.store.index(split) for split in self.store.manifest.splits}
         self.store.check_made_by(identity_of(model.extractor), model.extractor.levels, self.store.manifest.size)  # type: ignore[arg-type]
 
     def __call__(self, sources: Sequence[Source], problems: Problems) -> Inputs:
@@ -50,7 +51,7 @@ class StoredInputs:
                 kind = "unreadable image" if isinstance(error, DataError) else WITHOUT_FEATURES
                 problems.add(kind, source.path, str(error).removeprefix(f"{source.path}: "))
         side = self.store.manifest.size
-        rows = [self.store.index(split).rows[row] for _, (split, row) in places]
+        rows = [self.indices[split].rows[row] for _, (split, row) in places]
         parts = [self.store.read(split, [[self.store.whole(row)]]) for _, (split, row) in places]
         return Inputs(
             [source for source, _ in places],
@@ -62,9 +63,8 @@ class StoredInputs:
         """Raises DataError for a picture that can not be read, StoreError where the store has not its features."""
         height, width = image_size(path)
         record = ImageRecord(path.absolute(), height, width, labels_of([], (), masks=False, points=None))
-        splits = {split: self.store.index(split) for split in self.store.manifest.splits}
-        named = [(split, row) for split, index in splits.items() if (row := index.find(record.path)) is not None]
-        reasons = {(split, row): change(splits[split].rows[row], record) for split, row in named}
+        named = [(split, row) for split, index in self.indices.items() if (row := index.find(record.path)) is not None]
+        reasons = {(split, row): change(self.indices[split].rows[row], record) for split, row in named}
         same = [place for place, reason in reasons.items() if reason is None]
         if not same:
             why = (
@@ -74,13 +74,13 @@ class StoredInputs:
             )
             raise StoreError(f"{path}: {why}; {REMEDY}")
         split, row = self._only(same, record.path)
-        if not splits[split].rows[row].usable:
+        if not self.indices[split].rows[row].usable:
             raise DataError(f"{path}: could not be read when its features were made")
         return split, row
 
     def _only(self, places: Sequence[Place], path: Path) -> Place:
         """Of one content any will do; but a store without hashes may have other pictures of the same name."""
-        if len(places) == 1 or all(self.store.index(split).rows[row].sha256 for split, row in places):
+        if len(places) == 1 or all(self.indices[split].rows[row].sha256 for split, row in places):
             return places[0]
         beside = [place for place in places if place[0] in path.parts]
         if len(beside) != 1:

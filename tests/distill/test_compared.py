@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -79,10 +81,11 @@ def test_neither_map_is_written_to(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_teacher_in_half_precision_is_compared_in_single(name: str) -> None:
-    student, teacher = maps(0, CHANNELS, torch.float32), maps(1, CHANNELS, torch.float16)
-    found = PLAIN[name][0](student, teacher, None)
+    student, teacher = maps(0, CHANNELS, torch.float32).requires_grad_(), maps(1, CHANNELS, torch.float16)
+    found, exact = (PLAIN[name][0](student, given, None) for given in (teacher, teacher.float()))
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(PLAIN[name][0](student, teacher.float(), None)), rel=1e-6)
+    assert torch.equal(found.detach(), exact.detach())
+    assert torch.equal(*(torch.autograd.grad(loss, student)[0] for loss in (found, exact)))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -90,7 +93,8 @@ def test_autocast_rounds_nothing(name: str) -> None:
     def found() -> list[Tensor]:
         student, weight = maps(0, CHANNELS, torch.float32).requires_grad_(), projector().float().requires_grad_()
         loss = PLAIN[name][0](student, maps(1, WIDER, torch.float32), weight)
-        return [loss.detach(), *torch.autograd.grad(loss, [student, weight])]
+        first = torch.autograd.grad(loss, [student, weight], retain_graph=True)
+        return [loss.detach(), *first, *torch.autograd.grad(loss, [student, weight])]
 
     exact = found()
     with torch.autocast("cpu", torch.bfloat16):
@@ -98,13 +102,39 @@ def test_autocast_rounds_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_threads_share_images_and_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def value() -> float:
-        return float(PLAIN[name][0](maps(0, CHANNELS), maps(1, CHANNELS), None))
+def test_a_loss_that_is_dropped_lets_go_of_the_teacher(name: str) -> None:
+    """As that of a batch that is not finite; the collector of cycles counts objects, not their size."""
+    student, teacher = maps(0, CHANNELS).requires_grad_(), maps(1, CHANNELS)
+    gone = weakref.ref(teacher)
+    gc.disable()
+    try:
+        loss = PLAIN[name][0](student, teacher, None)
+        assert loss.requires_grad
+        del loss, teacher
+        assert gone() is None
+    finally:
+        gc.enable()
 
-    by_one = value()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert value() == pytest.approx(by_one, rel=1e-12)
+
+@pytest.mark.parametrize("offset", [0, 10, 1000])
+def test_divergence_sees_no_offset_of_a_channel(offset: int) -> None:
+    """A tiny difference is neither lost beside it, nor negative."""
+    teacher = maps(0, CHANNELS)
+    student = teacher + offset + 0.01 * maps(1, CHANNELS)
+    exact = float(plain_divergence(student, teacher))
+    assert float(channel_divergence(student.float(), teacher.float())) == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_threads_share_images_and_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(threads: int) -> list[Tensor]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        student, weight = maps(0, CHANNELS).requires_grad_(), projector().requires_grad_()
+        loss = PLAIN[name][0](student, maps(1, WIDER), weight)
+        return [loss.detach(), *torch.autograd.grad(loss, [student, weight])]
+
+    for one, two in zip(found(1), found(2), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_spread_of_uneven_parts_is_the_variance_even_far_from_zero() -> None:

@@ -62,6 +62,7 @@ def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path
         assert maps[1].any()
         assert found.features.keys() == expected.features.keys()
         for number, features in expected.features.items():
+            assert found.features[number].dtype == torch.float16
             assert torch.allclose(found.features[number].float(), features, rtol=1e-3, atol=1e-3), attempt
             assert found.features[number].is_contiguous(memory_format=torch.channels_last)
 

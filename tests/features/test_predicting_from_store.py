@@ -104,6 +104,16 @@ def test_what_a_store_does_not_know_is_refused_and_what_can_not_be_read_is_count
     assert problems.counts == {"image without features": 1, "unreadable image": 1}
 
 
+def test_a_damaged_store_is_not_the_pictures_fault(given: Model, folder: Path, make_store: MakeStore) -> None:
+    store = make_store().directory
+    for shard in store.rglob("*.safetensors"):
+        shard.write_bytes(b"")
+    problems = Problems()
+    with pytest.raises(StoreError):
+        predict(given, folder, features=store, problems=problems)
+    assert not problems.counts
+
+
 def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:
     model = make_model(images, {"name": "tiny", "arguments": {"seed": 1}})
     with pytest.raises(StoreError, match="seed 0"):
