@@ -41,10 +41,10 @@ _holders = _Holders()
 def kept_memory() -> Iterator[None]:
     """Within, what is freed waits for the next step; afterwards it goes back to the system. Also a decorator.
 
-    Else glibc gives maps of a step back at once, and gets them anew as pages of zeros, one at a time: 20,000 to 100,000
-    a step, 6 to 20 % of its time (tests/benchmarks/memory.py). Does nothing with another C library, where the
-    environment has its own settings for it, and in other threads than the main one, whose heaps stay small whatever is
-    set.
+    Else glibc gives maps of a step back at once, and gets them anew as pages of zeros, one at a time: 35,000 to 240,000
+    a training step, a tenth to a fifth of its time (tests/benchmarks/memory.py). Does nothing with another C library,
+    where the environment has its own settings for it, and in other threads than the main one, whose heaps stay small
+    whatever is set.
     """
     library = _glibc()
     if library is None:
