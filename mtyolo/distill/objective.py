@@ -18,7 +18,7 @@ from mtyolo.distill import instance_terms, row_terms
 from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
-from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
+from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Turns, Weights, weights_at
 from mtyolo.distill.teachers import Answer, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
@@ -125,6 +125,7 @@ class Distiller(nn.Module):
         self.rule = ThreeTimesRule() if config.three_times else None
         self.dynamic = DynamicWeights([name for names in self.names for name in names]) if config.dynamic else None
         self.weights = Weights(config.soft, config.hard)
+        self.turns = Turns(config.every)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Epochs of the stage, counted from 0."""
@@ -138,9 +139,9 @@ class Distiller(nn.Module):
             self.dynamic.judge(fitness)
 
     @contextmanager
-    def watching(self, images: Tensor) -> Iterator[Seen]:
-        """Around the student's forward pass. images: [B, 3, H, W] uint8."""
-        asked = [course.opened.lessons.ask(images) for course in self.courses]
+    def watching(self, images: Tensor, on_host: Tensor | None = None) -> Iterator[Seen]:
+        """Around the student's forward pass. images: [B, 3, H, W] uint8. on_host: the same in the CPU's memory."""
+        asked = [course.opened.lessons.ask(images, on_host) for course in self.courses]
         with recording(self.watched) as features:
             yield Seen(images, features, asked)
 
@@ -176,7 +177,7 @@ class Progress:
         self.distiller = distiller
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"learned": self.distiller.learned, "rule": self.distiller.rule, "dynamic": self.distiller.dynamic}
+        parts = {name: getattr(self.distiller, name) for name in ("learned", "rule", "dynamic", "turns")}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

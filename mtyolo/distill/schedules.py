@@ -59,6 +59,27 @@ def weights_at(config: DistillConfig, epoch: int, epochs: int) -> Weights:
     return Weights(weights.soft * config.soft * ramp, weights.hard * config.hard)
 
 
+class Turns:
+    """Whose batch it is: in every so-manieth the teachers are asked, and their terms count as often, so that what they
+    pull with on average stays the same. As "lazy" regularisation in Karras et al. 2020, arXiv:1912.04958.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.passed = 0
+
+    def take(self) -> bool:
+        """Are teachers asked in this batch? Each call is a batch."""
+        self.passed += 1
+        return (self.passed - 1) % self.every == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.passed = state["passed"]
+
+
 TOO_MUCH = 3.0
 """Times the teacher's own loss."""
 LESS = 0.5

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation import METHODS, SIZE, data_file, student, test_data
+from distillation import METHODS, SIZE, data_file, student, taught
 
 from mtyolo.api import build
 from mtyolo.config.plan import read_plan
@@ -47,8 +47,8 @@ DEFAULT = "scaled,kl,relative,scaled+relative at 6 layers"
 
 def measure(folder: Path, model: Model, batch: Batch, method: dict[str, Any], rounds: int) -> list[float]:
     """Seconds of a step without a teacher, and the ratios to it: of one that is asked, of one that is cached."""
-    steps = training_steps(folder, model, method)
-    times = [[seconds(partial(step, batch)) for step in steps] for _ in range(rounds)]
+    steps, every = training_steps(folder, model, method), method.get("every", 1)
+    times = [[seconds(partial(step, batch), every) for step in steps] for _ in range(rounds)]
     ratios = [(plain, asked / plain, cached / plain) for plain, asked, cached in times]
     return [statistics.median(column) for column in zip(*ratios, strict=True)]
 
@@ -59,13 +59,10 @@ def training_steps(
     """Whole steps of the training loop on one model: of stages without a teacher, and, with a method, with one that is
     asked and with one that is cached."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = str(test_data() / "weights" / "yolov5n.pt")
-    asked = (False, True) if method is not None else ()
-    teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | (method or {}) for cached in asked]
-    stages: list[dict[str, Any]] = [
-        {"name": "plain"},
-        *({"name": f"taught {n}", "distill": {"teachers": [t]}} for n, t in enumerate(teachers)),
-    ]
+    stages: list[dict[str, Any]] = [{"name": "plain"}]
+    if method is not None:
+        for cached in (False, True):
+            stages.append({"name": f"cached {cached}", "distill": taught(method, cache=cached, folder=str(folder))})
     plan = read_plan({"stages": [stage | {"augment": False} for stage in stages]})
     device = model.anchors.device
     config = TrainConfig(epochs=3, batch=batch, imgsz=size, device=str(device), workers=0)
@@ -80,10 +77,11 @@ def training_steps(
     return [partial(training_step, state, work, tools=tools) for work in works]
 
 
-def seconds(step: Callable[[], object]) -> float:
+def seconds(step: Callable[[], object], every: int = 1) -> float:
     """Of one among others of its kind, as in a run: the first, which finds caches and memory as another kind left
-    them, does not count."""
-    return statistics.median([_seconds(step) for _ in range(1 + STEPS)][1:])
+    them, does not count. every: so many are a teacher's and its others', of which the mean counts."""
+    step()
+    return statistics.median(statistics.mean(_seconds(step) for _ in range(every)) for _ in range(STEPS))
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -82,6 +82,13 @@ def test_answers_belong_to_their_question(
     assert not torch.equal(*expected)
 
 
+def test_pictures_on_another_device_are_known_by_those_in_the_cpus_memory(weights: str, tmp_path: Path) -> None:
+    lessons = opened(weights, tmp_path / "lessons").lessons
+    expected = lessons.ask(images())().outputs.detect[0]
+    elsewhere = torch.zeros_like(images())  # what would have to be waited for
+    assert torch.equal(lessons.ask(elsewhere, images())().outputs.detect[0], expected)
+
+
 def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
     cached, passes = opened(weights, tmp_path / "lessons"), []
     assert cached.teacher is not None
