@@ -149,6 +149,11 @@ def _tasks_with_points(tasks: TasksConfig, points: int | None) -> TasksConfig:
         raise ConfigError(f"tasks.keypoint.points is {chosen}, the data set has {points}")
     if tasks.keypoint.sigmas and len(tasks.keypoint.sigmas) != chosen:
         raise ConfigError(f"tasks.keypoint.sigmas has {len(tasks.keypoint.sigmas)} entries for {chosen} points")
+    joined = [point for pair in tasks.keypoint.skeleton or () for point in pair]
+    if joined and not 0 <= min(joined) <= max(joined) < chosen:
+        raise ConfigError(
+            f"tasks.keypoint.skeleton joins points {min(joined)} to {max(joined)}; there are {chosen}, from 0"
+        )
     return tasks.model_copy(update={"keypoint": tasks.keypoint.model_copy(update={"points": chosen})})
 
 

@@ -96,6 +96,23 @@ def test_seventeen_points_are_joined_as_a_body():
     assert changed[500, 400], "the middle of the upper arm"
 
 
+@pytest.mark.parametrize(("skeleton", "joined"), [([(0, 1)], True), ([(0, 2)], False), ([], False), (None, False)])
+def test_points_are_joined_as_the_data_says(skeleton, joined):
+    points = torch.tensor([[[320.0, 420.0, 1.0], [480.0, 580.0, 1.0], [320.0, 580.0, 1.0]]])
+    found = detections((300, 400, 500, 600), keypoints=points)
+    assert touched(draw_detections(grey(700, 800), found, NAMES, skeleton))[500, 400] == joined
+    sheet = draw_comparison([grey(700, 800)], [found], [found], NAMES, skeleton)
+    without = draw_comparison([grey(700, 800)], [found], [found], NAMES, [])
+    assert (sheet != without).any() == bool(skeleton)
+
+
+def test_a_skeleton_without_lines_joins_no_body():
+    points = torch.zeros(1, 17, 3)
+    points[0, 5], points[0, 7] = torch.tensor([320.0, 420.0, 1.0]), torch.tensor([480.0, 580.0, 1.0])
+    found = detections((300, 400, 500, 600), keypoints=points)
+    assert not touched(draw_detections(grey(700, 800), found, NAMES, []))[500, 400]
+
+
 def test_small_images_are_enlarged_with_what_is_drawn_on_them():
     picture = draw_detections(grey(100, 200), detections((50, 50, 150, 90)), NAMES)
     assert picture.shape == (320, 640, 3)

@@ -34,6 +34,9 @@ class DataConfig(Strict):
     kpt_names: Any = None
     kpt_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
     """OKS falloff per keypoint. Default: COCO's for 17 points, else 1/points each."""
+    skeleton: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] | None = None
+    """Pairs of points, counted from 0, that a line joins in pictures; [] for none. Default: that of a COCO json, else
+    COCO's for 17 points."""
     tasks: list[Literal["detect", "segment", "keypoint"]] | None = None
     """What the images are labelled for. Default: what the label files hold."""
     join: list[str] = []
@@ -94,4 +97,6 @@ class DataConfig(Strict):
         if self.kpt_sigmas is not None and len(self.kpt_sigmas) != points:
             entries = len(self.kpt_sigmas)
             return "kpt_sigmas", f"kpt_sigmas has {entries} entries and {source} {points} points; give one for each"
+        if (last := max((point for pair in self.skeleton or () for point in pair), default=0)) >= points:
+            return "skeleton", f"skeleton joins point {last} and {source} {points} points; count them from 0"
         return None

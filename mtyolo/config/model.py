@@ -122,6 +122,8 @@ class KeypointConfig(Strict):
     sigmas: list[Annotated[float, Field(gt=0)]] | None = None
     """How exactly each point is placed, as kpt_sigmas of the data, from which training takes it. Default: COCO's for 17
     points, else 1 / points."""
+    skeleton: list[tuple[int, int]] | None = None
+    """Pairs of points that pictures join, as in the data, from which training takes it."""
 
 
 class TasksConfig(Strict):
@@ -171,12 +173,16 @@ class ModelConfig(Strict):
         named = {"extractors": kind, "adapters": self.adapters.type}
         return {key: name for key, name in named.items() if name not in KNOWN[key] and ":" not in name}
 
-    def with_keypoints_of(self, classes: Iterable[int], sigmas: list[float] | None) -> ModelConfig:
-        """The same where these classes have points, if any, beside those that had some before; with these sigmas."""
+    def with_keypoints_of(
+        self, classes: Iterable[int], sigmas: list[float] | None, skeleton: list[tuple[int, int]] | None
+    ) -> ModelConfig:
+        """The same where these classes have points, if any, beside those that had some before; with these sigmas, and
+        joined like this in pictures."""
         if self.tasks is None or self.tasks.keypoint is None or not (found := set(classes)):
             return self
         known = sorted(found.union(self.tasks.keypoint.classes or ()))
-        keypoint = self.tasks.keypoint.model_copy(update={"classes": known, "sigmas": sigmas})
+        update = {"classes": known, "sigmas": sigmas, "skeleton": skeleton}
+        keypoint = self.tasks.keypoint.model_copy(update=update)
         return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
 
     def with_size(self, imgsz: int) -> ModelConfig:

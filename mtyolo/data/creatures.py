@@ -19,6 +19,8 @@ CLASSES = ("ball", "box", "cone", "star")
 KEYPOINTS = ("left eye", "right eye", "mouth", "left foot", "right foot")
 FLIP_IDX = (1, 0, 2, 4, 3)
 """What each keypoint becomes in a mirror."""
+SKELETON = ((0, 2), (1, 2), (2, 3), (2, 4))
+"""Which of them pictures join."""
 SUPERSAMPLING = 2
 """Pictures are drawn this much larger and then reduced, which smooths the edges."""
 

@@ -132,6 +132,8 @@ class Split:
     sigmas: list[float] | None = None
     category_ids: dict[int, int] | None = None
     """Class -> category id of the COCO json, for export."""
+    skeleton: list[tuple[int, int]] | None = None
+    """Pairs of points, from 0, that pictures join; None: COCO's for 17 points."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -203,7 +205,7 @@ def without_keypoints(split: Split) -> Split:
         for record in split.records
         for labels in [record.labels]
     ]
-    return replace(split, records=records, points=None, flip_idx=None, sigmas=None)
+    return replace(split, records=records, points=None, flip_idx=None, sigmas=None, skeleton=None)
 
 
 class Instance(NamedTuple):

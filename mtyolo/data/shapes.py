@@ -16,6 +16,7 @@ from mtyolo.data.creatures import (
     CLASSES,
     FLIP_IDX,
     KEYPOINTS,
+    SKELETON,
     SUPERSAMPLING,
     Creature,
     draw_background,
@@ -63,6 +64,7 @@ def _data_file() -> dict[str, Any]:
         "names": dict(enumerate(CLASSES)),
         "kpt_shape": [len(KEYPOINTS), 3],
         "flip_idx": list(FLIP_IDX),
+        "skeleton": [list(pair) for pair in SKELETON],
         "kpt_sigmas": [KEYPOINT_SIGMA] * len(KEYPOINTS),
     }
 

@@ -189,7 +189,14 @@ def _split(
         flip_idx=flip_idx if points else None,
         sigmas=(data.config.kpt_sigmas or default_sigmas(points)) if points else None,
         category_ids=readings[0].category_ids if len(readings) == 1 else None,
+        skeleton=_skeleton(data, readings) if points else None,
     )
+
+
+def _skeleton(data: DataSource, readings: list[Reading]) -> list[tuple[int, int]] | None:
+    if data.config.skeleton is not None:
+        return data.config.skeleton
+    return next((reading.skeleton for reading in readings if reading.skeleton), None)
 
 
 def _check_about_points(data: DataSource, points: int) -> None:

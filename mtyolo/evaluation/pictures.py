@@ -43,7 +43,7 @@ def comparison(
         found = model.detections(outputs, confidence=confidence, iou=iou)
     assert batch.images is not None
     images = [image.permute(1, 2, 0).numpy() for image in batch.images]
-    return draw_comparison(images, truths_of(batch), found, split.names)
+    return draw_comparison(images, truths_of(batch), found, split.names, split.skeleton)
 
 
 def _pictures(split: Split, size: int) -> DataLoader[Batch]:

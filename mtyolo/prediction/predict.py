@@ -115,7 +115,8 @@ def stream(
         inputs = inputs_of(found[start : start + batch], noted)
         read += len(inputs.sources)
         for source, seen in zip(inputs.sources, _detect(model, inputs, confidence, iou, limit), strict=True):
-            yield Result(seen, model.names, source.path, source.pixels)
+            skeleton = model.keypoint.skeleton if model.keypoint else None
+            yield Result(seen, model.names, source.path, source.pixels, skeleton)
         if progress is not None:
             progress(min(start + batch, len(found)), len(found))
     if not read:

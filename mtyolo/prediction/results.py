@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Result:
     path: Path | None = None
     pixels: NDArray[np.uint8] | None = None
     """[height, width, 3] RGB of an image that was not read from a file; files are read again when drawn."""
+    skeleton: Sequence[tuple[int, int]] | None = None
+    """Pairs of points that `draw` joins; None: COCO's for 17 points."""
 
     def __repr__(self) -> str:
         """A line: notebooks show what a cell ends with, and masks are large."""
@@ -69,9 +71,9 @@ class Result:
     def draw(self) -> NDArray[np.uint8]:
         """RGB picture with all that was found."""
         if self.pixels is not None:
-            return draw_detections(self.pixels, self.detections, self.names)
+            return draw_detections(self.pixels, self.detections, self.names, self.skeleton)
         assert self.path is not None
-        return draw_detections(read_image(self.path), self.detections, self.names)
+        return draw_detections(read_image(self.path), self.detections, self.names, self.skeleton)
 
     def save(self, path: str | Path) -> Path:
         """Write the drawn picture, in the format of the suffix."""

@@ -89,14 +89,14 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
         state.ema.settle(state.model, state.model.state_dict())
     if learns(stage, "keypoint"):
         split = tools.split
-        state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas))
+        state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas, split.skeleton))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     say_teachers(state, work, tools)
     picture = state.run.out / "train_batch.jpg"
     shown = stage.config.objective == "tasks" and tools.store is None and not picture.exists()
     if shown and tools.accelerator.is_main_process:
-        save_image(draw_batch(next(work.loader.epoch(0)), state.model.names), picture)
+        save_image(draw_batch(next(work.loader.epoch(0)), state.model.names, tools.split.skeleton), picture)
 
 
 def only_aligns(plan: PlanConfig) -> bool:

@@ -20,6 +20,7 @@ from mtyolo.data.formats.masks import rle_mask
 from mtyolo.data.records import Split, names_differ
 from mtyolo.data.sources import read_data
 from mtyolo.data.split import load_split
+from mtyolo.drawing import COCO_SKELETON
 from mtyolo.errors import ConfigError, DataError
 
 COCO_FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
@@ -110,6 +111,8 @@ def test_flip_idx_is_read_from_left_and_right_in_coco_names(test_data: Path) -> 
     split = load_split(config, "val")
     assert split.flip_idx == COCO_FLIP
     assert split.names == {0: "person"}
+    assert split.skeleton is not None
+    assert {tuple(sorted(pair)) for pair in split.skeleton} == {tuple(sorted(pair)) for pair in COCO_SKELETON}
 
 
 def test_data_set_of_80_classes_numbers_them_without_gaps(test_data: Path, coco_mini: Path) -> None:
@@ -302,10 +305,43 @@ def pointed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("in_json", "line", "expected"),
+    [
+        (None, "", None),
+        ([[1, 2]], "", [(0, 1)]),
+        ([[1, 2]], "skeleton: [[1, 0]]", [(1, 0)]),
+        ([[1, 2]], "skeleton: []", []),
+        ([[1, 2]], "tasks: [detect]", None),
+        ([[1, 3]], "", None),
+        ([[0, 1]], "", None),
+        ([["head", "foot"]], "", None),
+        ([[1, 2, 2]], "", None),
+        ("head to foot", "", None),
+        ([True], "", None),
+    ],
+)
+def test_pictures_join_points_as_json_or_data_file_say(pointed: Path, in_json: Any, line: str, expected: Any) -> None:
+    path = pointed.parent / "val.json"
+    content = json.loads(path.read_text())
+    content["categories"][1]["skeleton"] = in_json
+    path.write_text(json.dumps(content))
+    put(pointed, f"{pointed.read_text()}{line}\n")
+    assert load_split(pointed, "val").skeleton == expected
+
+
+@pytest.mark.parametrize("wrong", ["[[0, -1]]", "[[0]]", "[0, 1]", "[[0, 1, 1]]", "body"])
+def test_a_skeleton_is_a_list_of_pairs(pointed: Path, wrong: str) -> None:
+    put(pointed, f"{pointed.read_text()}skeleton: {wrong}\n")
+    with pytest.raises(ConfigError, match=r"pointed\.yaml:\d+: .*skeleton"):
+        load_split(pointed, "val")
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("kpt_sigmas: [0.1, 0.1, 0.1]", "kpt_sigmas has 3 entries and the labels have 2 points; give one for each"),
         ("flip_idx: [0, 2, 1]", r"flip_idx has 3 entries and the labels have 2 points; it must name each of 0\.\.1"),
+        ("skeleton: [[0, 1], [1, 2]]", r"skeleton joins point 2 and the labels have 2 points; count them from 0"),
         ("flip_idx: [1, 1]", r"flip_idx has 2 entries and the labels have 2 points; it must name each of 0\.\.1"),
     ],
 )

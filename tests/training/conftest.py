@@ -93,7 +93,8 @@ def _draw_split(root: Path, split: str, count: int) -> None:
         cv2.imwrite(str(root / split / f"{number}.png"), picture)
         images.append({"id": number, "file_name": f"{number}.png", "height": SIZE, "width": SIZE})
     categories = [
-        {"id": number, "name": name, "keypoints": ["left", "right"], "skeleton": []} for number, name in NAMES.items()
+        {"id": number, "name": name, "keypoints": ["left", "right"], "skeleton": [[1, 2]]}
+        for number, name in NAMES.items()
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / f"{split}.json").write_text(json.dumps(content))

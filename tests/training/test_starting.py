@@ -16,6 +16,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import ImageRecord, Labels, Problems, Split
 from mtyolo.data.split import load_split
 from mtyolo.model import Model
+from mtyolo.prediction.predict import predict
 from mtyolo.tasks.keypoint.branch import KeypointBranch
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.training.stages import Stage, plan_stages
@@ -145,9 +146,11 @@ def test_a_run_remembers_which_classes_have_points(
     run = train(model, shapes, plan=plan, config=config, out=tmp_path, progress=False)
     again = load(run.last)
     for keypoint in (model.keypoint, load(run.best).keypoint, again.keypoint):
-        assert (keypoint.classes, keypoint.sigmas) == (some, split.sigmas)
-    assert again.config.with_keypoints_of([7], [0.1, 0.2]).tasks.keypoint.classes == [*some, 7]
-    assert again.config.with_keypoints_of([], None) == again.config
+        assert (keypoint.classes, keypoint.sigmas, keypoint.skeleton) == (some, split.sigmas, [(0, 1)])
+    picture = next((shapes.parent / "val").glob("*.png"))
+    assert predict(run.last, picture, size=64, confidence=0)[0].skeleton == [(0, 1)]
+    assert again.config.with_keypoints_of([7], [0.1, 0.2], None).tasks.keypoint.classes == [*some, 7]
+    assert again.config.with_keypoints_of([], None, None) == again.config
 
 
 def test_classes_with_points_are_those_of_labels_that_count() -> None:

@@ -43,7 +43,8 @@ def read_coco(
     _mark_labelled(files)
     flip_idx = next((flip for file in files if (flip := _flip_by_name(file)) is not None), None)
     category_ids = {number: int(key) for file in files for key, number in file.classes.items() if isinstance(key, int)}
-    return Reading(list(by_path.values()), names, points, flip_idx if points else None, category_ids)
+    skeleton = next((found for file in files if (found := _skeleton(file, points))), None)
+    return Reading(list(by_path.values()), names, points, flip_idx if points else None, category_ids, skeleton)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,6 +184,20 @@ def _flip_by_name(file: CocoFile) -> list[int] | None:
         if names and set(mirrored) == set(names) and len(set(names)) == len(names) and mirrored != names:
             return [names.index(name) for name in mirrored]
     return None
+
+
+def _skeleton(file: CocoFile, points: int | None) -> list[tuple[int, int]] | None:
+    """Pairs of points that a category joins, counted from 0. It is for pictures only: one that is not as it should be
+    counts as none."""
+    for category in file.entries("categories"):
+        pairs = category.get("skeleton")
+        if points and isinstance(pairs, list) and pairs and all(_is_edge(pair, points) for pair in pairs):
+            return [(start - 1, end - 1) for start, end in pairs]  # COCO counts them from 1
+    return None
+
+
+def _is_edge(pair: Any, points: int) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(type(end) is int and 1 <= end <= points for end in pair)
 
 
 def _mirror(name: str) -> str:

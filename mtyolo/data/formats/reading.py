@@ -41,6 +41,7 @@ class Reading:
     points: int | None = None
     flip_idx: list[int] | None = None
     category_ids: dict[int, int] | None = None
+    skeleton: list[tuple[int, int]] | None = None
 
 
 def find_images(folders: Iterable[Path]) -> list[Path]:
