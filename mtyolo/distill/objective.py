@@ -19,6 +19,7 @@ from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_featu
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Turns, Weights, weights_at
+from mtyolo.distill.taught import levels_for, outputs_for
 from mtyolo.distill.teachers import Answer, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
@@ -103,7 +104,8 @@ class Course:
 class Seen(NamedTuple):
     """What is gathered around a forward pass of the student."""
 
-    images: Tensor
+    size: tuple[int, int]  # height and width of the pictures
+    taught: slice  # the pictures of the batch that teachers are asked about
     features: Mapping[int, Tensor]  # number of a layer that terms look at -> its output
     asked: list[Answer]  # of each teacher
 
@@ -141,19 +143,25 @@ class Distiller(nn.Module):
     @contextmanager
     def watching(self, images: Tensor, on_host: Tensor | None = None) -> Iterator[Seen]:
         """Around the student's forward pass. images: [B, 3, H, W] uint8. on_host: the same in the CPU's memory."""
-        asked = [course.opened.lessons.ask(images, on_host) for course in self.courses]
+        taught, size = self.turns.take(len(images)), (images.shape[-2], images.shape[-1])
+        here = None if on_host is None else on_host[taught]
+        courses = self.courses if taught.start < taught.stop else []
+        asked = [course.opened.lessons.ask(images[taught], here) for course in courses]
         with recording(self.watched) as features:
-            yield Seen(images, features, asked)
+            yield Seen(size, taught, features, asked)
 
     def forward(self, model: Model, outputs: Outputs, seen: Seen, targets: Targets) -> dict[str, Tensor]:
-        """Term -> scalar, weighted as its teacher's config says; a mean over images."""
+        """Term -> scalar, weighted as its teacher's config says; a mean over the images that were asked about."""
         found: dict[str, Tensor] = {}
         features = {**seen.features, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
-        for course, names, answer in zip(self.courses, self.names, seen.asked, strict=True):
-            lesson, size = answer(), (seen.images.shape[-2], seen.images.shape[-1])
-            exchange = Exchange(model, course.config, outputs, lesson.outputs, size, self.sigmas)
+        if self.turns.every > 1:
+            outputs, features = outputs_for(outputs, seen.taught), levels_for(features, seen.taught)
+            targets = targets.of_images(seen.taught)
+        for course, names, answer in zip(self.courses, self.names, seen.asked, strict=False):  # or nobody was asked
+            lesson = answer()
+            exchange = Exchange(model, course.config, outputs, lesson.outputs, seen.size, self.sigmas)
             # On a CPU, autocast refuses the float16 of saved outputs; and differences of logits want single precision.
-            with torch.autocast(seen.images.device.type, enabled=False):
+            with torch.autocast(outputs.detect[0].device.type, enabled=False):
                 values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
             values += [term(model, outputs, features, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}

@@ -60,18 +60,19 @@ def weights_at(config: DistillConfig, epoch: int, epochs: int) -> Weights:
 
 
 class Turns:
-    """Whose batch it is: in every so-manieth the teachers are asked, and their terms count as often, so that what they
-    pull with on average stays the same. As "lazy" regularisation in Karras et al. 2020, arXiv:1912.04958.
+    """Which pictures of a batch the teachers are asked about: a part of them, in each batch the next, so that no place
+    in a batch is left out. Their terms are means over pictures, so what they pull with stays the same on average.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.passed = 0
 
-    def take(self) -> bool:
-        """Are teachers asked in this batch? Each call is a batch."""
+    def take(self, images: int) -> slice:
+        """Of a batch of so many; may be none of a small one. Each call is a batch."""
+        part = self.passed % self.every
         self.passed += 1
-        return (self.passed - 1) % self.every == 0
+        return slice(part * images // self.every, (part + 1) * images // self.every)
 
     def state_dict(self) -> dict[str, Any]:
         return {"passed": self.passed}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,21 +37,15 @@ class DistilledObjective:
     """The tasks' losses and the teachers' terms on one forward pass."""
 
     def __init__(self, tasks: TasksObjective, distiller: Distiller) -> None:
-        """Raises ConfigError where batches without the teachers would have nothing to learn from."""
+        """Raises ConfigError where pictures that teachers are not asked about would have nothing to learn from."""
         if distiller.config.every > 1 and not tasks.tasks:
-            raise ConfigError(
-                "plan: distill: every: no task has labels for the batches without the teachers; leave it out"
-            )
+            raise ConfigError("plan: distill: every: no task has labels for the other pictures; leave it out")
         self.tasks = tasks
         self.distiller = distiller
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
         assert batch.images is not None, "a stage with teachers has images"
         soft, hard = self.distiller.weights
-        if not self.distiller.turns.take():
-            labels = self.tasks(model, batch)
-            return replace(labels, tasks={task: hard * loss for task, loss in labels.tasks.items()})
-        soft *= self.distiller.turns.every
         with self.distiller.watching(batch.images, batch.on_host) as seen:
             outputs = forward(model, batch)
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
@@ -60,7 +53,8 @@ class DistilledObjective:
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         own = len(batch.indices)  # teachers' terms are means over these, not over all processes' objects
         share = own / images_each(own, batch.images.device)
-        tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
+        if terms:
+            tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
         return Losses(tasks, losses.components | terms, losses.shared)
 
 

@@ -47,8 +47,8 @@ DEFAULT = "scaled,kl,relative,scaled+relative at 6 layers"
 
 def measure(folder: Path, model: Model, batch: Batch, method: dict[str, Any], rounds: int) -> list[float]:
     """Seconds of a step without a teacher, and the ratios to it: of one that is asked, of one that is cached."""
-    steps, every = training_steps(folder, model, method), method.get("every", 1)
-    times = [[seconds(partial(step, batch), every) for step in steps] for _ in range(rounds)]
+    steps = training_steps(folder, model, method)
+    times = [[seconds(partial(step, batch)) for step in steps] for _ in range(rounds)]
     ratios = [(plain, asked / plain, cached / plain) for plain, asked, cached in times]
     return [statistics.median(column) for column in zip(*ratios, strict=True)]
 
@@ -77,11 +77,10 @@ def training_steps(
     return [partial(training_step, state, work, tools=tools) for work in works]
 
 
-def seconds(step: Callable[[], object], every: int = 1) -> float:
+def seconds(step: Callable[[], object]) -> float:
     """Of one among others of its kind, as in a run: the first, which finds caches and memory as another kind left
-    them, does not count. every: so many are a teacher's and its others', of which the mean counts."""
-    step()
-    return statistics.median(statistics.mean(_seconds(step) for _ in range(every)) for _ in range(STEPS))
+    them, does not count."""
+    return statistics.median([_seconds(step) for _ in range(1 + STEPS)][1:])
 
 
 def _seconds(step: Callable[[], object]) -> float:
