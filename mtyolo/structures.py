@@ -45,13 +45,6 @@ class Targets:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         return self.changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def of_images(self, images: slice) -> Targets:
-        """Of these images of the batch alone, counted from 0 again. images: with a start and a stop, without steps."""
-        there = (self.image_index >= images.start) & (self.image_index < images.stop)
-        some = replace(self, labelled={}).changed(lambda tensor: tensor[there])
-        some.image_index -= images.start
-        return replace(some, labelled={task: flags[images] for task, flags in self.labelled.items()})
-
     def changed(self, change: Callable[[Tensor], Tensor]) -> Targets:
         """With another tensor for each."""
         return Targets(

@@ -116,8 +116,6 @@ class DistillConfig(Strict):
     hard: Weight = 1.0
     """Factors of teachers' terms and of labels' losses; the schedule multiplies them. hard: 0: no label is read, but by
     `gradient` and `three_times`."""
-    every: Positive = 1
-    """Ask the teachers about every so-manieth picture of a batch, each batch about others: 2 halves what they cost."""
     ramp: Weight = 0.0
     """Epochs over which the teachers' terms come in: min(1, epoch / ramp); 10 is the published value."""
     three_times: bool = False
@@ -126,15 +124,6 @@ class DistillConfig(Strict):
     """Try each term at half its weight for an epoch in turn, and keep what the validation metric says."""
     check: bool = True
     """Validate teachers first, and warn of one that is not at least 5 points better than the student."""
-
-    @model_validator(mode="after")
-    def _learns_in_between(self) -> DistillConfig:
-        terms = [term for teacher in self.teachers for term in teacher.feature_terms]
-        if self.every > 1 and not self.hard:
-            raise ValueError("every: the other pictures have only labels to learn from, which hard: 0 leaves out")
-        if self.every > 1 and any(term.method == "gradient" for term in terms):
-            raise ValueError("every: gradient (of per-level, too) differentiates whole batches; leave every out")
-        return self
 
     @property
     def tasks(self) -> set[str]:

@@ -18,8 +18,7 @@ from mtyolo.distill import instance_terms, row_terms
 from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
-from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Turns, Weights, weights_at
-from mtyolo.distill.taught import levels_for, outputs_for
+from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
 from mtyolo.distill.teachers import Answer, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
@@ -104,8 +103,7 @@ class Course:
 class Seen(NamedTuple):
     """What is gathered around a forward pass of the student."""
 
-    size: tuple[int, int]  # height and width of the pictures
-    taught: slice  # the pictures of the batch that teachers are asked about
+    images: Tensor
     features: Mapping[int, Tensor]  # number of a layer that terms look at -> its output
     asked: list[Answer]  # of each teacher
 
@@ -127,7 +125,6 @@ class Distiller(nn.Module):
         self.rule = ThreeTimesRule() if config.three_times else None
         self.dynamic = DynamicWeights([name for names in self.names for name in names]) if config.dynamic else None
         self.weights = Weights(config.soft, config.hard)
-        self.turns = Turns(config.every)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Epochs of the stage, counted from 0."""
@@ -143,25 +140,19 @@ class Distiller(nn.Module):
     @contextmanager
     def watching(self, images: Tensor, on_host: Tensor | None = None) -> Iterator[Seen]:
         """Around the student's forward pass. images: [B, 3, H, W] uint8. on_host: the same in the CPU's memory."""
-        taught, size = self.turns.take(len(images)), (images.shape[-2], images.shape[-1])
-        here = None if on_host is None else on_host[taught]
-        courses = self.courses if taught.start < taught.stop else []
-        asked = [course.opened.lessons.ask(images[taught], here) for course in courses]
+        asked = [course.opened.lessons.ask(images, on_host) for course in self.courses]
         with recording(self.watched) as features:
-            yield Seen(size, taught, features, asked)
+            yield Seen(images, features, asked)
 
     def forward(self, model: Model, outputs: Outputs, seen: Seen, targets: Targets) -> dict[str, Tensor]:
-        """Term -> scalar, weighted as its teacher's config says; a mean over the images that were asked about."""
+        """Term -> scalar, weighted as its teacher's config says; a mean over images."""
         found: dict[str, Tensor] = {}
         features = {**seen.features, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
-        if self.turns.every > 1:
-            outputs, features = outputs_for(outputs, seen.taught), levels_for(features, seen.taught)
-            targets = targets.of_images(seen.taught)
-        for course, names, answer in zip(self.courses, self.names, seen.asked, strict=False):  # or nobody was asked
-            lesson = answer()
-            exchange = Exchange(model, course.config, outputs, lesson.outputs, seen.size, self.sigmas)
+        for course, names, answer in zip(self.courses, self.names, seen.asked, strict=True):
+            lesson, size = answer(), (seen.images.shape[-2], seen.images.shape[-1])
+            exchange = Exchange(model, course.config, outputs, lesson.outputs, size, self.sigmas)
             # On a CPU, autocast refuses the float16 of saved outputs; and differences of logits want single precision.
-            with torch.autocast(outputs.detect[0].device.type, enabled=False):
+            with torch.autocast(seen.images.device.type, enabled=False):
                 values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
             values += [term(model, outputs, features, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}
@@ -185,7 +176,7 @@ class Progress:
         self.distiller = distiller
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self.distiller, name) for name in ("learned", "rule", "dynamic", "turns")}
+        parts = {"learned": self.distiller.learned, "rule": self.distiller.rule, "dynamic": self.distiller.dynamic}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -59,28 +59,6 @@ def weights_at(config: DistillConfig, epoch: int, epochs: int) -> Weights:
     return Weights(weights.soft * config.soft * ramp, weights.hard * config.hard)
 
 
-class Turns:
-    """Which pictures of a batch the teachers are asked about: a part of them, in each batch the next, so that no place
-    in a batch is left out. Their terms are means over pictures, so what they pull with stays the same on average.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.passed = 0
-
-    def take(self, images: int) -> slice:
-        """Of a batch of so many; may be none of a small one. Each call is a batch."""
-        part = self.passed % self.every
-        self.passed += 1
-        return slice(part * images // self.every, (part + 1) * images // self.every)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.passed = state["passed"]
-
-
 TOO_MUCH = 3.0
 """Times the teacher's own loss."""
 LESS = 0.5

@@ -37,9 +37,6 @@ class DistilledObjective:
     """The tasks' losses and the teachers' terms on one forward pass."""
 
     def __init__(self, tasks: TasksObjective, distiller: Distiller) -> None:
-        """Raises ConfigError where pictures that teachers are not asked about would have nothing to learn from."""
-        if distiller.config.every > 1 and not tasks.tasks:
-            raise ConfigError("plan: distill: every: no task has labels for the other pictures; leave it out")
         self.tasks = tasks
         self.distiller = distiller
 
@@ -53,8 +50,7 @@ class DistilledObjective:
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         own = len(batch.indices)  # teachers' terms are means over these, not over all processes' objects
         share = own / images_each(own, batch.images.device)
-        if terms:
-            tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
+        tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
         return Losses(tasks, losses.components | terms, losses.shared)
 
 

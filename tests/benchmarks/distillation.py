@@ -90,14 +90,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
         "features": [{"method": "relative", "layers": FOUR, "weight": 0.3}],
     },
     "kl+cwd": {"output": {"kl": 10.0}, "features": [{"method": "cwd", "weight": 5.0}]},
-    "kl+cwd every 2": {"output": {"kl": 10.0}, "features": [{"method": "cwd", "weight": 5.0}], "every": 2},
     "relative at 6 layers": {"features": [{"method": "relative", "layers": SIX}]},
     "scaled+relative at 6 layers": {"output": {"scaled": 0.2}, "features": [{"method": "relative", "layers": SIX}]},
-    "scaled+relative at 6 layers every 2": {
-        "output": {"scaled": 0.2},
-        "features": [{"method": "relative", "layers": SIX}],
-        "every": 2,
-    },
     "scaled+relative at 6 layers+cwd": {
         "output": {"scaled": 0.2},
         "features": [{"method": "relative", "layers": SIX}, {"method": "cwd", "weight": 5.0}],
@@ -153,14 +147,8 @@ def stage(method: dict[str, Any] | None, kind: str) -> dict[str, Any]:
     recipe = {"name": "train", **RECIPE, **own.get(kind, {"train": ["adapters"]})}
     if method is None:
         return recipe
-    return recipe | {"distill": {**taught(method, cache=CACHE.get(kind, True)), "check": False}}
-
-
-def taught(method: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """What a stage says under `distill`. options: of the teacher."""
-    about_it = {key: value for key, value in method.items() if key != "every"}
-    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), **options, **about_it}
-    return {"teachers": [teacher]} | ({"every": method["every"]} if "every" in method else {})
+    teacher = {"weights": str(test_data() / "weights" / "yolov5n.pt"), "cache": CACHE.get(kind, True)} | method
+    return recipe | {"distill": {"teachers": [teacher], "check": False}}
 
 
 def fingerprint(name: str, kind: str) -> str:

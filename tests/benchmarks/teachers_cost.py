@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation import METHODS, SIZE, data_file, student, taught
+from distillation import METHODS, SIZE, data_file, student, test_data
 
 from mtyolo.api import build
 from mtyolo.config.plan import read_plan
@@ -59,10 +59,13 @@ def training_steps(
     """Whole steps of the training loop on one model: of stages without a teacher, and, with a method, with one that is
     asked and with one that is cached."""
     folder.mkdir(parents=True, exist_ok=True)
-    stages: list[dict[str, Any]] = [{"name": "plain"}]
-    if method is not None:
-        for cached in (False, True):
-            stages.append({"name": f"cached {cached}", "distill": taught(method, cache=cached, folder=str(folder))})
+    weights = str(test_data() / "weights" / "yolov5n.pt")
+    asked = (False, True) if method is not None else ()
+    teachers = [{"weights": weights, "cache": cached, "folder": str(folder)} | (method or {}) for cached in asked]
+    stages: list[dict[str, Any]] = [
+        {"name": "plain"},
+        *({"name": f"taught {n}", "distill": {"teachers": [t]}} for n, t in enumerate(teachers)),
+    ]
     plan = read_plan({"stages": [stage | {"augment": False} for stage in stages]})
     device = model.anchors.device
     config = TrainConfig(epochs=3, batch=batch, imgsz=size, device=str(device), workers=0)

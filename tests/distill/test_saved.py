@@ -18,7 +18,7 @@ from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.objective import make_distiller
 from mtyolo.distill.saved import SavedLessons, keys_of
 from mtyolo.errors import ConfigError, DataError, StoreError
-from mtyolo.structures import Targets
+from mtyolo.structures import Batch, Targets
 
 BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
 CPU = torch.device("cpu")
@@ -87,6 +87,16 @@ def test_pictures_on_another_device_are_known_by_those_in_the_cpus_memory(weight
     expected = lessons.ask(images())().outputs.detect[0]
     elsewhere = torch.zeros_like(images())  # what would have to be waited for
     assert torch.equal(lessons.ask(elsewhere, images())().outputs.detect[0], expected)
+
+
+def test_a_batch_remembers_where_its_pictures_came_from() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    batch = Batch(Targets(none, none, torch.zeros(0, 4)), torch.arange(2), [], images())
+    moved = batch.to("meta")
+    assert moved.images is not None
+    assert moved.images.device.type == "meta"
+    assert moved.on_host is batch.images
+    assert moved.to("meta").on_host is batch.images
 
 
 def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
