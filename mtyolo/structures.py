@@ -67,11 +67,9 @@ class Batch:
     images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
     pyramid: Pyramid | None = None
     replaced: Pyramid | None = None  # what the layers that the features replace gave on the same pixels; to align to
-    on_host: Tensor | None = None  # the images in the CPU's memory, where they came from
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        moved = self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, on_host=self.images if self.on_host is None else self.on_host)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """In memory from which a GPU copies while it computes. A DataLoader asks for it by this name."""

@@ -20,9 +20,8 @@ from mtyolo.model import Model, pixels
 class Lessons(Protocol):
     """From pictures to what a teacher says about them."""
 
-    def ask(self, images: Tensor, on_host: Tensor | None = None) -> Answer:
-        """images: [B, 3, H, W] uint8. on_host: the same in the CPU's memory, where they are elsewhere. Begins what can
-        go on beside the student's forward pass."""
+    def ask(self, images: Tensor) -> Answer:
+        """images: [B, 3, H, W] uint8. Begins what can go on beside the student's forward pass."""
         ...
 
 
@@ -32,7 +31,7 @@ class LiveLessons:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
 
-    def ask(self, images: Tensor, on_host: Tensor | None = None) -> Answer:
+    def ask(self, images: Tensor) -> Answer:
         return lambda: self.teacher.lesson(pixels(images))
 
 

@@ -138,9 +138,9 @@ class Distiller(nn.Module):
             self.dynamic.judge(fitness)
 
     @contextmanager
-    def watching(self, images: Tensor, on_host: Tensor | None = None) -> Iterator[Seen]:
-        """Around the student's forward pass. images: [B, 3, H, W] uint8. on_host: the same in the CPU's memory."""
-        asked = [course.opened.lessons.ask(images, on_host) for course in self.courses]
+    def watching(self, images: Tensor) -> Iterator[Seen]:
+        """Around the student's forward pass. images: [B, 3, H, W] uint8."""
+        asked = [course.opened.lessons.ask(images) for course in self.courses]
         with recording(self.watched) as features:
             yield Seen(images, features, asked)
 

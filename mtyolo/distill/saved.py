@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtyolo.config.distill import CACHE, KIND
-from mtyolo.distill.stacked import Stacked, read_layout, read_stacked
+from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, Teacher
 from mtyolo.errors import DataError, StoreError
 from mtyolo.files import replacing, write_whole
@@ -59,26 +59,24 @@ class SavedLessons:
             _check(folder, card)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
-    def ask(self, images: Tensor, on_host: Tensor | None = None) -> Answer:
+    def ask(self, images: Tensor) -> Answer:
         """images: [B, 3, H, W] uint8. Outputs and features are in half precision, as on the disk.
 
-        Files are read from now on by a thread, where a core has time for it. on_host: spares a wait for the GPU.
+        Files are read from now on by a thread, where a core has time for it.
         """
-        pinned = images.device.type == "cuda"
-        find = partial(self._find, _pixels(images if on_host is None else on_host), pinned)
+        find = partial(self._find, _pixels(images))
         found = find if _cores_are_busy(images.device) else self._reader.submit(find).result
         return lambda: _lesson(self._complete(images, *found()), images.device)
 
-    def _find(self, pixels: Pixels, pinned: bool) -> tuple[list[Path], Stacked]:
+    def _find(self, pixels: Pixels) -> tuple[list[Path], Arrays]:
         """Where the outputs are, and these, or nothing where some are missing.
 
-        Without computing by torch: it would start threads of its own for this one, which get into the way of the
-        training's.
+        Without torch: it would start threads of its own for this one, which get into the way of the training's.
         """
         paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
-        return paths, read_stacked(paths, self.by, pinned) if all(path.exists() for path in paths) else {}
+        return paths, read_stacked(paths, self.by) if all(path.exists() for path in paths) else {}
 
-    def _complete(self, images: Tensor, paths: list[Path], found: Stacked) -> Stacked:
+    def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
         if found:
             return found
         # By the caller's thread: what it computes with is the student's, too.
@@ -235,10 +233,8 @@ def named_tensors(lesson: Lesson) -> dict[str, Tensor]:
     return named | {f"feature.{number}": features for number, features in lesson.features.items()}
 
 
-def _lesson(stacked: Stacked, device: torch.device) -> Lesson:
-    named = {
-        name: tensor.to(device, non_blocking=device.type == "cuda").movedim(3, 1) for name, tensor in stacked.items()
-    }
+def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
+    named = {name: torch.from_numpy(array).to(device).movedim(3, 1) for name, array in arrays.items()}
 
     def levels(kind: str) -> list[Tensor]:
         found = {name: tensor for name, tensor in named.items() if name.startswith(f"{kind}.")}

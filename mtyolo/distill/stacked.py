@@ -1,4 +1,4 @@
-"""Safetensors files, a picture each, into one tensor of a batch for each that they hold.
+"""Safetensors files, a picture each, into one array a tensor.
 
 Values go straight from a file to their place in the batch. Reading files with the library and stacking them, two copies
 more, takes two to two and a half times as long, and a step waits for it.
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from mtyolo.errors import StoreError
 
@@ -23,31 +23,28 @@ HALF, BYTES = "F16", 2
 LENGTH_BYTES = 8
 LARGEST_HEADER = 2**20
 
-Stacked = dict[str, Tensor]  # by name
+Arrays = dict[str, NDArray[np.float16]]  # by name
 Layout = dict[str, tuple[int, ...]]  # name -> shape, in the order of the values
 
 
-def read_stacked(paths: Sequence[Path], by: str = "", pinned: bool = False) -> Stacked:
+def read_stacked(paths: Sequence[Path], by: str = "") -> Arrays:
     """Name -> [B, …], in half precision. Raises StoreError for a file that is damaged, or holds other tensors.
 
-    by: what makes a removed file again, as the end of the message; by default whoever asks. pinned: into memory from
-    which a GPU copies while it computes.
+    by: what makes a removed file again, as the end of the message; by default whoever asks.
     """
     layout = read_layout(paths[0], by)
-    stacked = {
-        name: torch.empty((len(paths), *shape), dtype=torch.half, pin_memory=pinned) for name, shape in layout.items()
-    }
+    arrays = {name: np.empty((len(paths), *shape), "<f2") for name, shape in layout.items()}
     for number, path in enumerate(paths):
         with _opened(path, by) as file:
             if _layout(file) != layout:
                 raise StoreError(
                     f"{path}: holds other tensors than {paths[0]}; remove both, they will be made again{by}"
                 )
-            for tensor in stacked.values():
-                place = tensor[number].numpy()
+            for array in arrays.values():
+                place = array[number]
                 if file.readinto(place.data) != place.nbytes:  # type: ignore[attr-defined]
                     raise ValueError("cut off")
-    return stacked
+    return arrays
 
 
 def read_layout(path: Path, by: str = "") -> Layout:

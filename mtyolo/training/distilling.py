@@ -43,7 +43,7 @@ class DistilledObjective:
     def __call__(self, model: Model, batch: Batch) -> Losses:
         assert batch.images is not None, "a stage with teachers has images"
         soft, hard = self.distiller.weights
-        with self.distiller.watching(batch.images, batch.on_host) as seen:
+        with self.distiller.watching(batch.images) as seen:
             outputs = forward(model, batch)
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         terms = self.distiller(model, outputs, seen, batch.targets)

@@ -18,7 +18,7 @@ from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.objective import make_distiller
 from mtyolo.distill.saved import SavedLessons, keys_of
 from mtyolo.errors import ConfigError, DataError, StoreError
-from mtyolo.structures import Batch, Targets
+from mtyolo.structures import Targets
 
 BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
 CPU = torch.device("cpu")
@@ -80,23 +80,6 @@ def test_answers_belong_to_their_question(
     assert torch.equal(second().outputs.detect[0], expected[1])
     assert torch.equal(first().outputs.detect[0], expected[0])
     assert not torch.equal(*expected)
-
-
-def test_pictures_on_another_device_are_known_by_those_in_the_cpus_memory(weights: str, tmp_path: Path) -> None:
-    lessons = opened(weights, tmp_path / "lessons").lessons
-    expected = lessons.ask(images())().outputs.detect[0]
-    elsewhere = torch.zeros_like(images())  # what would have to be waited for
-    assert torch.equal(lessons.ask(elsewhere, images())().outputs.detect[0], expected)
-
-
-def test_a_batch_remembers_where_its_pictures_came_from() -> None:
-    none = torch.zeros(0, dtype=torch.int64)
-    batch = Batch(Targets(none, none, torch.zeros(0, 4)), torch.arange(2), [], images())
-    moved = batch.to("meta")
-    assert moved.images is not None
-    assert moved.images.device.type == "meta"
-    assert moved.on_host is batch.images
-    assert moved.to("meta").on_host is batch.images
 
 
 def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> None:
