@@ -48,7 +48,8 @@ def inherit(path: Path | str, model: Model) -> None:
             )
         tensor.copy_(source[key])
     model.eval()
-    model.fresh_classes = unknown_classes(saved.config.names or {}, model.names)
+    unknown = {*unknown_classes(saved.config.names or {}, model.names), *(saved.config.unknown_classes or ())}
+    model.config = model.config.with_unknown(name for name in model.names.values() if name in unknown)
     if model.config.imgsz is None and saved.config.imgsz is not None:
         model.config = model.config.with_size(saved.config.imgsz)
     if "adapters" in known:

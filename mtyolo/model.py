@@ -49,8 +49,11 @@ class Model(nn.Module):
         self.branches = nn.ModuleDict(branches)
         self.names = dict(names)
         self.config = config
-        self.fresh_classes: tuple[str, ...] = ()
-        """Names that the weights it was built from do not know: these rows of the detect branch are random."""
+
+    @property
+    def fresh_classes(self) -> tuple[str, ...]:
+        """Names that its weights do not know: these rows of the detect branch are random until training reaches it."""
+        return tuple(self.config.unknown_classes or ())
 
     @property
     def tasks(self) -> tuple[str, ...]:

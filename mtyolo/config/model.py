@@ -155,6 +155,9 @@ class ModelConfig(Strict):
     """Class names; a list counts from 0. Default: the data set's, or the checkpoint's, or the graph's numbers."""
     imgsz: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
     """Pixels a side of the network input that it was trained at, which training notes: val and predict take it."""
+    unknown_classes: list[str] | None = None
+    """Names of classes that nothing has taught the detect branch yet, as when adapters were aligned first; noted for
+    whoever goes on with these weights."""
 
     @field_validator("names", mode="before")
     @classmethod
@@ -177,13 +180,18 @@ class ModelConfig(Strict):
         self, classes: Iterable[int], sigmas: list[float] | None, skeleton: list[tuple[int, int]] | None
     ) -> ModelConfig:
         """The same where these classes have points, if any, beside those that had some before; with these sigmas, and
-        joined like this in pictures."""
+        joined like this in pictures, or as before where that is not known."""
         if self.tasks is None or self.tasks.keypoint is None or not (found := set(classes)):
             return self
         known = sorted(found.union(self.tasks.keypoint.classes or ()))
-        update = {"classes": known, "sigmas": sigmas, "skeleton": skeleton}
+        joined = self.tasks.keypoint.skeleton if skeleton is None else skeleton
+        update = {"classes": known, "sigmas": sigmas, "skeleton": joined}
         keypoint = self.tasks.keypoint.model_copy(update=update)
         return self.model_copy(update={"tasks": self.tasks.model_copy(update={"keypoint": keypoint})})
+
+    def with_unknown(self, classes: Iterable[str]) -> ModelConfig:
+        """The same, which does not know these classes."""
+        return self.model_copy(update={"unknown_classes": list(classes) or None})
 
     def with_size(self, imgsz: int) -> ModelConfig:
         """The same, trained at this size."""
@@ -198,9 +206,16 @@ def resolve_beside(name: str, document: Path) -> Path | None:
     """A file named in a YAML file: as given, beside that file, or shipped with mtyolo. None if nowhere."""
     shipped = shipped_configs()
     for candidate in (document.parent / name, Path(name), shipped / name, shipped / "plans" / name):
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for one
+        return False
 
 
 def shipped_configs() -> Path:

@@ -181,7 +181,7 @@ class PlanConfig(Stages):
 AnyPlan = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig
 
 
-def _with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
+def with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
     """Models and teachers that lie beside the plan's file, found from anywhere."""
     own = [assistant.name for assistant in plan.assistants]
     named = [weights for learner in (plan, *plan.assistants) for weights in learner.teachers if weights not in own]
@@ -237,13 +237,17 @@ def _read(plan: AnyPlan) -> tuple[PlanConfig, str]:
         plan = {"stages": plan}
     if isinstance(plan, Mapping):
         return validate(PlanConfig, Document(Path("plan"), dict(plan), {})), "plan"
+    if not isinstance(plan, str | Path):
+        raise ConfigError(
+            f"plan: expected a file, the name of a plan of mtyolo, or a list of stages, got {type(plan).__name__}"
+        )
     for name in (str(plan), f"{plan}.yaml"):
         found = resolve_beside(name, Path("plan.yaml"))
         if found is not None:
-            return _with_files_beside(validate(PlanConfig, read_yaml(found)), found), str(found)
+            return with_files_beside(validate(PlanConfig, read_yaml(found)), found), str(found)
     shipped = [path.stem for path in sorted((shipped_configs() / "plans").glob("*.yaml"))]
     close = get_close_matches(Path(plan).stem, shipped, n=1, cutoff=0.5)
     raise ConfigError(f"{plan}: no such plan here or in mtyolo; {nearest(close[0] if close else plan, shipped)}")
 
 
-__all__ = ["BALANCES", "AssistantConfig", "PlanConfig", "Positive", "StageConfig", "read_plan"]
+__all__ = ["BALANCES", "AssistantConfig", "PlanConfig", "Positive", "StageConfig", "read_plan", "with_files_beside"]

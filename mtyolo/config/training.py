@@ -57,7 +57,7 @@ class TrainConfig(Strict):
     lr: Annotated[float, Field(gt=0)] = 0.01
     final_lr: Fraction = 0.01
     """Fraction of lr at the end of a stage's cosine."""
-    momentum: Fraction = 0.937
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.937
     weight_decay: Annotated[float, Field(ge=0)] = 0.0005
     warmup_epochs: Annotated[float, Field(ge=0)] = 3.0
     """Of each stage, at most a third of it."""

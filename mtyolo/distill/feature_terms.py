@@ -115,9 +115,23 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
             raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}")
         own = student.graph.levels[pair.student].channels
         losses.append(FEATURE_LOSSES[config.method](own, opened.channels[pair.teacher]))
+    if not any(_trains(student, pair.student) for pair in pairs):
+        numbers = ", ".join(str(pair.student) for pair in pairs)
+        raise ConfigError(
+            f"distill: features: {config.method} looks at layers {numbers}, but nothing up to them trains in this "
+            "stage, so the student could not follow; let it train, name later layers, or leave this loss out"
+        )
     if config.method != "gradient":
         return FeatureTerm(config.method, pairs, losses)
     return GradientTerm(config.method, pairs, losses, _with_own_head(teacher, student, opened))
+
+
+def _trains(student: Model, number: int) -> bool:
+    """Is there something that trains in what a layer's output comes from?"""
+    modules, given = student.graph.leading_to(number)
+    before = [student.extractor, student.adapters] if given else []
+    leading = [module for module in (*modules, *before) if module is not None]
+    return any(parameter.requires_grad for module in leading for parameter in module.parameters())
 
 
 def _with_own_head(config: TeacherConfig, student: Model, opened: Opened) -> Teacher:

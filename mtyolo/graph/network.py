@@ -87,6 +87,12 @@ class Graph(nn.Module):
             {self.levels[layer].stride: outputs[layer] for layer in self._taken},
         )
 
+    def leading_to(self, number: int) -> tuple[list[nn.Module], bool]:
+        """Layers that an output depends on, and whether features are among what these take, or stand in its place."""
+        steps = [] if number in self.entry else _needed(self.spec, self.entry, (number,))
+        given = number in self.entry or any(source in self.entry for layer in steps for source in layer.sources)
+        return [self.layers[str(layer.number)] for layer in steps], given
+
     def _takes(self, number: int) -> bool:
         return number in self.wanted or any(number in layer.sources for layer in self.steps)
 

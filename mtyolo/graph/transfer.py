@@ -60,7 +60,7 @@ def transfer(official: OfficialCheckpoint, model: Model) -> None:
                 continue
             raise CheckpointError(_mismatch(official, name, source[name].shape, tensor.shape))
         tensor.copy_(source[name])
-    model.fresh_classes = unknown_classes(official.names, model.names)
+    model.config = model.config.with_unknown(unknown_classes(official.names, model.names))
 
 
 def _mismatch(official: OfficialCheckpoint, name: str, got: torch.Size, needed: torch.Size) -> str:

@@ -20,7 +20,7 @@ from mtyolo.original_layers import alignment_teacher
 from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import teacher_reports
-from mtyolo.training.fresh import unknown_in_words
+from mtyolo.training.fresh import teaches, unknown_in_words
 from mtyolo.training.held_out import as_fitness, held_out_errors, is_judged_by_error, may_be_held_out
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
@@ -90,6 +90,8 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     if learns(stage, "keypoint"):
         split = tools.split
         state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas, split.skeleton))
+    if teaches(stage, "detect"):
+        state.configure(state.model.config.with_unknown(()))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])
     say_teachers(state, work, tools)

@@ -77,9 +77,8 @@ def stage_distiller(
     if stage.config.distill is None:
         return None
     refuse(stage.config, config, stored=store is not None, processes=accelerator.num_processes)
-    return make_distiller(
-        stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=split.sigmas
-    )
+    sigmas = split.sigmas or (model.keypoint.sigmas if model.keypoint else None)
+    return make_distiller(stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=sigmas)
 
 
 def repeats(stage: Stage) -> int | None:

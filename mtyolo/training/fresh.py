@@ -39,7 +39,7 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Ite
     """Lines for people, of a run that is about to start."""
     fresh = model.fresh_classes
     if fresh:
-        taught = any(_reaches(stage, "detect") for stage in stages)
+        taught = any(teaches(stage, "detect") for stage in stages)
         yield (
             f"{len(fresh)} of {len(model.names)} classes are unknown to the weights, first {fresh[0]!r}: "
             + ("the detect branch learns them, also where the plan freezes the detector" if taught else STAY_UNKNOWN)
@@ -49,7 +49,7 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Ite
         yield f"{', '.join(silent)}: {split.name} has no labels for it, so it stays as it is"
 
 
-def _reaches(stage: Stage, task: str) -> bool:
+def teaches(stage: Stage, task: str) -> bool:
     """Does the stage teach this branch, by labels or by teachers?"""
     taught = stage.config.distill is not None and task in stage.config.distill.tasks
     return learns(stage, task) or (taught and stage.trains(f"branches.{task}.layers"))

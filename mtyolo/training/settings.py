@@ -11,7 +11,7 @@ from typing import Any
 
 from mtyolo.config.data import DataConfig
 from mtyolo.config.model import ModelConfig
-from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan
+from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan, with_files_beside
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.sources import read_data
 from mtyolo.distill.classes import only_numbered
@@ -133,9 +133,10 @@ def default_plan(model: Model) -> str:
 
 
 def with_whole_models(plan: PlanConfig) -> PlanConfig:
-    """Assistants' models with all that their files say inside, and whole paths of cached outputs, so that a run can be
-    resumed from its folder alone, wherever one stands."""
+    """Assistants' models with all that their files say inside, and whole paths of teachers and of cached outputs, so
+    that a run can be resumed from its folder alone, wherever one stands."""
     start, assistants = Path.cwd(), []
+    plan = with_files_beside(plan, start / "plan.yaml")
     for assistant in plan.assistants:
         with naming(assistant):
             model = resolve(assistant.model, assistant.weights).model_dump(mode="json", exclude_none=True)

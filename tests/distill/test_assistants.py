@@ -76,6 +76,23 @@ def test_an_assistant_learns_first_and_then_teaches(teacher: str, shapes: Path, 
     assert all(torch.equal(taught[name], value) for name, value in medium.state_dict().items())
 
 
+def test_epochs_of_the_first_stage_are_the_students(teacher: str, shapes: Path, tmp_path: Path) -> None:
+    run = run_plan(plan_of(teacher), shapes, tmp_path / "run", epochs=3, freeze_epochs=1)
+    assert len(run.results) == 1
+    assert len((run.out / "assistants" / "medium" / "results.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_teachers_of_a_plan_without_a_file_are_found_from_anywhere(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = Path(teacher).name
+    monkeypatch.chdir(tmp_path)
+    settings = settle(shape_model(), shapes, read_plan(plan_of(name)), shape_config(), None)
+    found = PlanConfig.model_validate_json(settings.plan)
+    assert found.assistants[0].teachers == [teacher]
+    assert found.teachers[-1] == "medium"
+
+
 def test_assistants_may_teach_assistants(teacher: str, shapes: Path, tmp_path: Path) -> None:
     plan = plan_of(teacher, epochs=1)
     second = {"name": "second", "model": model_of(0.05), "stages": [stage_from("medium")]}

@@ -134,6 +134,8 @@ def test_projectors_are_no_part_of_the_model_in_the_runs_state(weights: str, dat
 def test_a_run_with_a_teacher_goes_on_to_the_same_weights(
     stop_after: int, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So little that the rate is halved after the first epoch.
+    monkeypatch.setattr("mtyolo.distill.objective.detection_loss", lambda *_: torch.tensor(1e-9))
     options: dict[str, Any] = {"output": {"scaled": 1.0}, "features": [{"method": "mgd"}], "three_times": True}
     whole = distilled(weights, data, tmp_path / "whole", **options)
     interrupted_after(stop_after, monkeypatch, weights=weights, data=data, out=tmp_path / "cut", **options)
@@ -261,7 +263,17 @@ def test_a_resumed_run_finds_its_cache_wherever_one_stands(
         (
             {"features": [{"method": "gradient"}]},
             PLAIN | {"train": ["detect"]},
-            r"nothing up to layers \[17, 20, 23\] trains",
+            "gradient looks at layers 17, 20, 23, but nothing up to them trains in this stage",
+        ),
+        (
+            {"features": [{"method": "gradient"}]},
+            PLAIN | {"train": ["detector.23", "detect"]},
+            r"nothing up to layers \[17, 20\] trains",
+        ),
+        (
+            {"features": [{"method": "fitnets", "layers": [4, 6]}]},
+            PLAIN | {"train": ["detector.neck", "detect"]},
+            "fitnets looks at layers 4, 6, but nothing up to them trains in this stage",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from shape_runs import (
     ALL_TASKS,
+    POINTS,
     SCALED,
     certain,
     distilled,
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from mtyolo.checkpoint import save_weights
 from mtyolo.data.creatures import CLASSES
-from mtyolo.distill.objective import Distiller
+from mtyolo.distill.objective import Distiller, make_distiller
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 
@@ -99,3 +100,21 @@ def test_together_they_say_what_each_says_alone(
     for terms in alone:
         for name, value in terms.items():
             assert float(together[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5), name
+
+
+def test_without_labels_points_are_judged_as_exactly_as_the_model_remembers(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, sigmas = shape_model(**ALL_TASKS), [0.05] * POINTS
+    student.config = student.config.with_keypoints_of([0], sigmas, None)
+    given: list[Any] = []
+
+    def noting(*arguments: Any, **options: Any) -> Distiller:
+        given.append(options["sigmas"])
+        return make_distiller(*arguments, **options)
+
+    monkeypatch.setattr("mtyolo.training.distilling.make_distiller", noting)
+    teacher = {"weights": teacher_file(tmp_path, **ALL_TASKS), "output": {"keypoints": 1.0}}
+    pictures = shapes.parent / "images" / "train"
+    distilled(student, pictures, tmp_path / "run", {"teachers": [teacher], "hard": 0}, config=shape_config(1))
+    assert set(map(tuple, given)) == {tuple(sigmas)}

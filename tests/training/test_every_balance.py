@@ -71,6 +71,17 @@ def test_every_word_steps_beside_alignment(word: str, adapted: Model, shapes: Pa
         assert size_of(steps, part) > 0, f"{part}: alignment leaves the tasks their pull"
 
 
+@pytest.mark.parametrize("word", BALANCES)
+def test_a_loss_that_reaches_nothing_that_trains_is_left_out(
+    word: str, adapted: Model, shapes: Path, tmp_path: Path
+) -> None:
+    stage = {"align": 1.0, "freeze": ["extractor", "adapters"]}
+    steps = steps_or_skip(copy.deepcopy(adapted), shapes, tmp_path, word, **stage)
+    means = steps.step(batches_of(shapes, 2)[0])
+    assert means["loss/align"] > 0
+    assert_finite(steps, word, means, {*TASKS})
+
+
 @pytest.fixture(scope="module")
 def tiny(make_model: MakeModel) -> Model:
     return make_model()

@@ -16,6 +16,7 @@ from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError
+from mtyolo.inheritance import inherit
 from mtyolo.model import Model
 from mtyolo.training.fresh import unknown_in_words, with_fresh_classes
 from mtyolo.training.settings import default_plan
@@ -37,7 +38,7 @@ def test_a_frozen_detector_learns_classes_that_its_weights_do_not_know(
     moved = {}
     for fresh in ((), ("disc",)):
         model, before = make_model(), make_model().state_dict()
-        model.fresh_classes = fresh
+        model.config = model.config.with_unknown(fresh)
         train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path / str(len(fresh)))
         moved[fresh] = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any(name.startswith(("graph.", "branches.detect.")) for name in moved[()])
@@ -64,7 +65,7 @@ def test_it_is_said_whether_the_plan_teaches_them(
     stage: dict[str, Any], learns: bool, make_model: MakeModel, shapes: Path
 ) -> None:
     model = make_model()
-    model.fresh_classes = ("disc",)
+    model.config = model.config.with_unknown(("disc",))
     plan = with_fresh_classes(read_plan({"stages": [{"name": "one", **stage}]}), model)
     split = load_split(shapes, "train")
     (line,) = unknown_in_words(model, plan_stages(plan, TrainConfig(), model, split.tasks), split)
@@ -75,7 +76,7 @@ def test_it_is_said_whether_the_plan_teaches_them(
 def test_a_rate_for_what_knows_its_work_is_not_for_fresh_classes(make_model: MakeModel) -> None:
     model = make_model()
     assert first_stage(model, lr_scale={"detector": 0.01}).lr_scale == {"detector": 0.01}
-    model.fresh_classes = ("disc",)
+    model.config = model.config.with_unknown(("disc",))
     assert first_stage(model, lr_scale={"detector": 0.01}).lr_scale == {"detector": 0.01, "detect": 0.5}
     assert first_stage(model, lr_scale={"detector": 0.01, "detect": 0.02}).lr_scale["detect"] == 0.02
     named = first_stage(model, freeze=["detector", "detect"])
@@ -83,11 +84,44 @@ def test_a_rate_for_what_knows_its_work_is_not_for_fresh_classes(make_model: Mak
     assert first_stage(model, objective="align", freeze=["detector"]).freeze == ["detector"]
 
 
+def test_weights_remember_what_no_training_has_taught_yet(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after alignment, or after another branch by itself."""
+    model = make_model()
+    model.config = model.config.with_unknown(("disc",))
+    alone = {"stages": [{"name": "masks", "epochs": 1, "train": ["segment"], "tasks": ["segment"]}]}
+    run = train(model, shapes, plan=alone, config=config, out=tmp_path / "masks")
+    assert "no stage of this plan teaches them" in capsys.readouterr().out
+    heir = make_model()
+    inherit(run.last, heir)
+    for one in (model, load(run.last), load(run.best), heir):
+        assert one.fresh_classes == ("disc",)
+    before = heir.branches["detect"].layers[0].weight.clone()
+    taught = train(heir, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path / "boxes")
+    assert "first 'disc': the detect branch learns them" in capsys.readouterr().out
+    assert not torch.equal(heir.branches["detect"].layers[0].weight, before)
+    for one in (heir, load(taught.last), load(taught.best)):
+        assert one.fresh_classes == ()
+
+
+def test_what_a_training_has_taught_is_frozen_in_the_next(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    model.config = model.config.with_unknown(("disc",))
+    train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path / "first", progress=False)
+    before = {name: tensor.clone() for name, tensor in model.branches["detect"].state_dict().items()}
+    train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path / "second")
+    assert "unknown to the weights" not in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.branches["detect"].state_dict().items())
+
+
 def test_a_run_keeps_the_plan_that_learns_them_to_resume_with(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     model = make_model()
-    model.fresh_classes = ("disc",)
+    model.config = model.config.with_unknown(("disc",))
     run = train(
         model, shapes, plan={"stages": [PROTECTED | {"epochs": 2}]}, config=config, out=tmp_path, progress=False
     )
@@ -164,8 +198,8 @@ def test_a_detector_alone_has_a_plan_too(make_model: MakeModel) -> None:
     assert default_plan(model) == "freeze-then-unfreeze"
     del model.branches["segment"], model.branches["keypoint"]
     assert default_plan(model) == "head-first"
-    model.fresh_classes = ("disc",)
+    model.config = model.config.with_unknown(("disc",))
     assert default_plan(model) == "freeze-then-unfreeze", "which lets the branch learn them"
-    model.fresh_classes = ("square", "disc")
+    model.config = model.config.with_unknown(("square", "disc"))
     assert default_plan(model) == "new-classes", "there is nothing to protect"
     assert plan_stages(with_fresh_classes(read_plan("freeze-then-unfreeze"), model), TrainConfig(), model)

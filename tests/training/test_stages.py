@@ -14,7 +14,7 @@ from torch import Tensor
 from mtyolo.assembly import build
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import PlanConfig, StageConfig, read_plan
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import TrainConfig, read_config
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training.checkpoints import Position
@@ -265,6 +265,22 @@ def test_options_of_align_are_refused_where_nothing_is_aligned() -> None:
 def test_an_unknown_plan_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no such plan here or in mtyolo; did you mean 'freeze-then-unfreeze'"):
         read_plan("freeze-then-unfreze")
+
+
+@pytest.mark.parametrize("wrong", [5, True, {1, 2}, 0.5])
+def test_what_is_no_plan_at_all_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"plan: expected a file, the name of a plan of mtyolo, or a list of stages"):
+        read_plan(wrong)
+
+
+def test_a_name_too_long_for_a_file_is_no_plan() -> None:
+    with pytest.raises(ConfigError, match="no such plan here or in mtyolo"):
+        read_plan("x" * 5000)
+
+
+def test_momentum_forgets() -> None:
+    with pytest.raises(ConfigError, match="momentum: Input should be less than 1"):
+        read_config({"momentum": 1, "optimizer": "adamw"})
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_a_run_remembers_which_classes_have_points(
     assert predict(run.last, picture, size=64, confidence=0)[0].skeleton == [(0, 1)]
     assert again.config.with_keypoints_of([7], [0.1, 0.2], None).tasks.keypoint.classes == [*some, 7]
     assert again.config.with_keypoints_of([], None, None) == again.config
+    assert again.config.with_keypoints_of([7], [0.1, 0.2], None).tasks.keypoint.skeleton == [(0, 1)]
+    assert again.config.with_keypoints_of([7], [0.1, 0.2], []).tasks.keypoint.skeleton == []
 
 
 def test_classes_with_points_are_those_of_labels_that_count() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from one_step import steps_of
 from torchjd.aggregation import Sum
 
 from mtyolo.api import build
@@ -150,6 +151,34 @@ def test_the_rate_warms_up_and_follows_a_cosine_to_its_end() -> None:
     assert rates[100] == pytest.approx(0.001)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0005), "half, as the group's scale says"
     assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_momentum_warms_up_with_the_rate() -> None:
+    parameter, config = torch.nn.Parameter(torch.zeros(2, 2)), TrainConfig(momentum=0.9)
+    sgd = torch.optim.SGD([{"params": [parameter], "scale": 1.0}], lr=0.1, momentum=0.9)
+    adamw = torch.optim.AdamW([{"params": [parameter], "scale": 1.0}], lr=0.1, betas=(0.9, 0.999))
+    for step, expected in ((0, 0.8), (5, 0.85), (10, 0.9), (99, 0.9)):
+        for optimizer in (sgd, adamw):
+            set_rates(optimizer, step, 100, 10, 0.1, config)
+        assert sgd.param_groups[0]["momentum"] == pytest.approx(expected)
+        assert adamw.param_groups[0]["betas"] == pytest.approx((expected, 0.999))
+
+
+@pytest.mark.parametrize(("accumulate", "steps", "warmup"), [(1, 3, 1), (2, 2, 1), (3, 1, 0)])
+def test_a_short_stage_warms_up_for_a_third_of_its_steps(
+    accumulate: int, steps: int, warmup: int, make_model: MakeModel, shapes: Path, tmp_path: Path
+) -> None:
+    """Ten pictures, four to a batch; the last step may have fewer batches than the others."""
+    work = steps_of(make_model(), shapes, tmp_path, accumulate=accumulate).work
+    assert (len(work.loader), work.steps_per_epoch, work.steps, work.warmup) == (3, steps, steps, warmup)
+
+
+def test_dwa_hears_of_epochs(make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path) -> None:
+    plan, config = {"balance": "dwa", "stages": [{"name": "one"}]}, config.model_copy(update={"epochs": 3})
+    rows = train(make_model(), shapes, plan=plan, config=config, out=tmp_path, progress=False).results
+    weights = [[row[f"weight/{task}"] for task in ("detect", "segment", "keypoint")] for row in rows]
+    assert weights[0] == weights[1] == [1, 1, 1]
+    assert weights[2] != weights[1]
 
 
 def test_the_average_reaches_over_a_share_of_the_steps_until_its_decay_is_reached(make_model: MakeModel) -> None:
