@@ -107,7 +107,7 @@ def open_model(
 
 
 def train(
-    model: Model | str | Path | None = None,
+    model: Model | str | Path | Mapping[str, Any] | None = None,
     data: Data | None = None,
     *,
     plan: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | PlanConfig | None = None,
@@ -122,18 +122,19 @@ def train(
 ) -> Run:
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
-    model: or a path, opened for the data. With `resume`, the run's folder knows model and data. data: a data file, or
-    its content. plan: also a list of stages. config: also a dictionary such as {"epochs": 20}, or a file of these.
-    extractors, adapters: your own classes by name, of a model that is opened or of a resumed run. trust: import
-    `package.module:Class` that it names.
+    model: or a path, or the content of a model file, opened for the data. With `resume`, the run's folder knows model
+    and data. data: a data file, or its content. plan: also a list of stages. config: also a dictionary such as
+    {"epochs": 20}, or a file of these.
+    extractors, adapters: your own classes by name, of a model that is opened, of a resumed run, and of
+    teachers. trust: import `package.module:Class` that these name.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
     data = None if data is None else with_checked_content(data)
     plan = None if plan is None else read_plan(plan)
     config = None if config is None else read_config(config)
-    if isinstance(model, str | Path):
+    if model is not None and not isinstance(model, Model):
         set_seed((config or TrainConfig()).seed)  # also of fresh adapters and branches
-        model = open_model(model, data=data, features=features, **own)
+        model = _opened(model, data=data, features=features, **own)
     return run_training(
         model,
         data,
@@ -146,6 +147,14 @@ def train(
         progress=progress,
         **own,
     )
+
+
+def _opened(model: object, **options: Any) -> Model:
+    if isinstance(model, str | Path):
+        return open_model(model, **options)
+    if isinstance(model, Mapping):
+        return build(model, **options)
+    raise ConfigError(f"model: expected a model, a file, or the content of one, got {type(model).__name__}")
 
 
 def validate(

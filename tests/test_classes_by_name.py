@@ -92,3 +92,44 @@ def test_what_only_python_can_give_is_known(config: dict[str, Any], named: dict[
 def test_what_a_file_can_name_by_itself_is_what_there_is() -> None:
     assert set(KNOWN["extractors"]) == EXTRACTORS.keys()
     assert set(KNOWN["adapters"]) == ADAPTERS.keys()
+
+
+@pytest.mark.parametrize("hard", [0, 1])
+def test_a_teacher_may_have_them(hard: int, run: Run, shapes: Path, tmp_path: Path) -> None:
+    """Also where the student takes its classes' names from it."""
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1, "nc": 4}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump({"detector": {"graph": graph}}))
+    distill = {"teachers": [{"weights": str(run.best), "output": {"scaled": 1.0}}], "hard": hard}
+    plan = {"stages": [{"name": "taught", "augment": False, "distill": distill}]}
+    data = shapes if hard else shapes.parent / "images" / "train"
+
+    def taught(**own: Any) -> Run:
+        return mtyolo.train(
+            tmp_path / "student.yaml", data, plan=plan, config=QUICK, out=tmp_path / "run", progress=False, **own
+        )
+
+    with pytest.raises(mtyolo.ConfigError, match=r"unknown extractor 'mine'"):
+        taught()
+    assert taught(**OWN).results[-1]["loss/distill"]
+    assert mtyolo.load(tmp_path / "run" / "last.safetensors").names == mtyolo.load(run.best, **OWN).names
+
+
+@pytest.mark.parametrize("wrong", [5, ["model.yaml"], nn.Identity()], ids=["number", "list", "module"])
+def test_what_is_no_model_is_not_trained(wrong: Any, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(mtyolo.ConfigError, match="model: expected a model, a file, or the content of one, got "):
+        mtyolo.train(wrong, shapes, config=QUICK, out=tmp_path / "run")
+
+
+def test_an_assistant_may_have_them(run: Run, shapes: Path, tmp_path: Path) -> None:
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    own = {"extractor": {"name": "mine"}, "adapters": {"type": "ours"}, "detector": {"graph": graph}}
+    lesson = {"teachers": [{"weights": "medium", "output": {"scaled": 1.0}}]}
+    plan = {
+        "assistants": [{"name": "medium", "model": own, "epochs": 1, "stages": [{"name": "alone"}]}],
+        "stages": [{"name": "taught", "augment": False, "distill": lesson}],
+    }
+    student = {"detector": {"graph": graph}}
+    done = mtyolo.train(student, shapes, plan=plan, config=QUICK, out=tmp_path / "run", progress=False, **OWN)
+    assert done.results[-1]["loss/distill"]

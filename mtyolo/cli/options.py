@@ -29,7 +29,10 @@ Weights = Annotated[
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Also import package.module:Class that the model file names: it runs that code."),
+    typer.Option(
+        "--trust",
+        help="Also import package.module:Class that the model file, or a teacher's, names: it runs that code.",
+    ),
 ]
 ImageSize = Annotated[
     int | None,

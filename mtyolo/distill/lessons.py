@@ -12,7 +12,7 @@ from torch import Tensor
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
 from mtyolo.distill.saved import SavedLessons, card_of, folder_of, held_by, is_saved, student_card
-from mtyolo.distill.teachers import Answer, Teacher, neck_of, open_teacher
+from mtyolo.distill.teachers import Answer, Own, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
 
@@ -58,14 +58,17 @@ class Opened:
         self.points = points
 
 
-def open_lessons(config: TeacherConfig, student: Model, imgsz: int, device: torch.device) -> Opened:
-    """Raises ConfigError, CheckpointError or StoreError where teacher, files and student do not fit."""
+def open_lessons(
+    config: TeacherConfig, student: Model, imgsz: int, device: torch.device, own: Own | None = None
+) -> Opened:
+    """own: classes by name, and trust, for a teacher's model. Raises ConfigError, CheckpointError or StoreError where
+    teacher, files and student do not fit."""
     folder = Path(config.weights)
     if is_saved(folder):
         saved = SavedLessons(folder, student_card(student, imgsz), None)
         held = held_by(folder)
         return Opened(saved, None, tuple(held.channels), held.channels, held.tasks, held.points)
-    teacher = open_teacher(config, student, imgsz).to(device)
+    teacher = open_teacher(config, student, imgsz, own).to(device)
     neck = neck_of(teacher.source)
     pairs = [pair for term in config.feature_terms for pair in layer_pairs(term, student, neck)]
     channels = teacher.record([of_teacher for _, of_teacher in pairs])

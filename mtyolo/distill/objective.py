@@ -19,7 +19,7 @@ from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_featu
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
-from mtyolo.distill.teachers import Answer, layer_of, layout_of, recording, replaced_layers
+from mtyolo.distill.teachers import Answer, Own, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.geometry import default_sigmas
 from mtyolo.model import Model
@@ -185,13 +185,20 @@ class Progress:
 
 
 def make_distiller(
-    config: DistillConfig, student: Model, *, imgsz: int, device: torch.device, sigmas: Sequence[float] | None = None
+    config: DistillConfig,
+    student: Model,
+    *,
+    imgsz: int,
+    device: torch.device,
+    sigmas: Sequence[float] | None = None,
+    own: Own | None = None,
 ) -> Distiller:
-    """Open a stage's teachers. Raises ConfigError where teacher and student do not fit, before anything is trained."""
+    """Open a stage's teachers. own: classes by name, and trust, for their models. Raises ConfigError where teacher and
+    student do not fit, before anything is trained."""
     courses = []
     for one in config.teachers:
         _check_branches(one, student)
-        opened = open_lessons(one, student, imgsz, device)
+        opened = open_lessons(one, student, imgsz, device, own)
         _check_teachers_branches(one, opened, student)
         courses.append(Course(one, opened, make_feature_terms(one, student, opened)))
     points = None if sigmas is None else torch.tensor(sigmas, device=device)

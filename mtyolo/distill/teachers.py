@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class Lesson(NamedTuple):
 
 Answer = Callable[[], Lesson]
 """To be called when the lesson is needed."""
+
+Own = Mapping[str, Any]
+"""Classes of a user's own by name, and trust, as `checkpoint.load` takes them."""
 
 
 class Teacher(nn.Module):
@@ -126,12 +129,12 @@ class Teacher(nn.Module):
         return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
 
 
-def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
-    """The model that a plan names, ready for the student.
+def open_teacher(config: TeacherConfig, student: Model, imgsz: int, own: Own | None = None) -> Teacher:
+    """The model that a plan names, ready for the student. own: classes by name, and trust, as `load` takes them.
 
     Raises ConfigError where classes do not match or the input does not fit; CheckpointError for the file.
     """
-    source = open_source(config)
+    source = open_source(config, own)
     all_needed = bool(set(config.output) - CLASSLESS_TERMS)
     columns = class_columns(config, student.names, source.names, all_needed=all_needed)
     teacher = Teacher(source, student, columns, config.size)
@@ -150,12 +153,12 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int) -> Teacher:
     return teacher
 
 
-def open_source(config: TeacherConfig) -> Source:
+def open_source(config: TeacherConfig, own: Own | None = None) -> Source:
     """The model itself. Raises CheckpointError for the file, ConfigError for one that sees no pictures."""
     path = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
     if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
         return open_family(path, config.graph)
-    model = load(path)
+    model = load(path, **(own or {}))
     if isinstance(model.extractor, GivenFeatures):
         raise ConfigError(
             f"teacher {config.weights}: takes features of another program, and teachers look at pictures; name one "

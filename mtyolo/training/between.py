@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from mtyolo.config.plan import PlanConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
+from mtyolo.distill.teachers import Own
 from mtyolo.drawing import draw_batch, save_image
 from mtyolo.errors import DataError, StoreError
 from mtyolo.features.reader import FeatureStore
@@ -50,6 +51,8 @@ class Tools:
     accelerator: Accelerator
     display: Display
     stop: StopRequest
+    own: Own | None = None
+    """Classes by name, and trust, as `load` takes them, for teachers' models."""
 
 
 def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:

@@ -15,7 +15,7 @@ from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.distill.classes import only_numbered
 from mtyolo.distill.objective import Course, Distiller, make_distiller
-from mtyolo.distill.teachers import open_source
+from mtyolo.distill.teachers import Own, open_source
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
@@ -54,8 +54,9 @@ class DistilledObjective:
         return Losses(tasks, losses.components | terms, losses.shared)
 
 
-def name_classes(student: Model, plan: PlanConfig) -> None:
-    """Classes get the names of the first teacher who is asked by name and knows as many.
+def name_classes(student: Model, plan: PlanConfig, own: Own | None = None) -> None:
+    """Classes get the names of the first teacher who is asked by name and knows as many. own: classes by name, and
+    trust, as `load` takes them.
 
     Raises what opening a teacher raises.
     """
@@ -63,7 +64,7 @@ def name_classes(student: Model, plan: PlanConfig) -> None:
     teachers = [teacher for stage in stages if stage.distill for teacher in stage.distill.teachers]
     for teacher in (teacher for teacher in teachers if teacher.classes == "by-name"):
         path = resolve_beside(teacher.weights, Path("plan.yaml"))
-        names = {} if path is None else open_source(teacher).names
+        names = {} if path is None else open_source(teacher, own).names
         if len(names) == len(student.names) and not only_numbered(names):
             student.names = dict(names)
             student.config = student.config.model_copy(update={"names": dict(names)})
@@ -71,14 +72,22 @@ def name_classes(student: Model, plan: PlanConfig) -> None:
 
 
 def stage_distiller(
-    stage: Stage, model: Model, split: Split, config: TrainConfig, store: FeatureStore | None, accelerator: Accelerator
+    stage: Stage,
+    model: Model,
+    split: Split,
+    config: TrainConfig,
+    store: FeatureStore | None,
+    accelerator: Accelerator,
+    own: Own | None = None,
 ) -> Distiller | None:
-    """The teachers that a stage names. Raises ConfigError for what can not go together."""
+    """The teachers that a stage names; own: as above. Raises ConfigError for what can not go together."""
     if stage.config.distill is None:
         return None
     refuse(stage.config, config, stored=store is not None, processes=accelerator.num_processes)
     sigmas = split.sigmas or (model.keypoint.sigmas if model.keypoint else None)
-    return make_distiller(stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=sigmas)
+    return make_distiller(
+        stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=sigmas, own=own
+    )
 
 
 def repeats(stage: Stage) -> int | None:

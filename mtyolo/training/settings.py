@@ -15,6 +15,7 @@ from mtyolo.config.plan import AssistantConfig, PlanConfig, read_plan, with_file
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.sources import read_data
 from mtyolo.distill.classes import only_numbered
+from mtyolo.distill.teachers import Own
 from mtyolo.errors import CheckpointError, ConfigError, MtyoloError, StoreError
 from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.geometry import fitting_side
@@ -82,17 +83,18 @@ def settle(
     plan: str | Path | Mapping[str, Any] | PlanConfig | None,
     config: TrainConfig | None,
     features: str | Path | None,
+    own: Own | None = None,
 ) -> Settings:
     """Settings of a new run. Where neither data nor model have names, a teacher names the model's classes.
 
-    Raises ConfigError where model or data are missing.
+    own: classes by name, and trust, for teachers' models. Raises ConfigError where model or data are missing.
     """
     if model is None or data is None:
         raise ConfigError("training needs a model and data; only a resumed run knows its own")
     chosen = with_whole_models(read_plan(plan if plan is not None else default_plan(model)))
     chosen = with_fresh_classes(chosen, model)
     if only_numbered(model.names) and read_data(data).names() == {}:
-        name_classes(model, chosen)
+        name_classes(model, chosen, own)
     inline = isinstance(data, DataConfig)
     fitted = with_fitting_size(with_known_size(config or TrainConfig(), model, features), model)
     return Settings(

@@ -71,7 +71,7 @@ def train(
     resume: a run's folder; goes on where it was left, with the model, data, plan and configuration of its start.
     features: a store to take features from in place of images. Beside `resume`, data and features say where these are
     now. judge: how to validate; without, nothing is. extractors, adapters: your own classes by name, for a resumed
-    run's model. trust: it may import `package.module:Class` that it names.
+    run's model, and for teachers. trust: it may import `package.module:Class` that it names.
     Raises ConfigError, DataError, StoreError, CheckpointError; Interrupted after Ctrl-C or SIGTERM, when all is saved.
     """
     with as_before(model), kept_memory():
@@ -102,7 +102,7 @@ def train_in_group(
     if saved and resume is not None:
         settings = with_data_at(Settings.of_run(saved, str(resume), features), data, resume)
     else:
-        settings = settle(model, data, plan, config, features)
+        settings = settle(model, data, plan, config, features, own)
     config, plan = settings.parsed()
     if model is None:
         model = saved_model(settings, saved, **own)
@@ -137,7 +137,7 @@ def train_in_group(
             held.callback(tracker.finish)  # however the run ends
         stop = held.enter_context(stop_on_signals())
         display = held.enter_context(Display(shown, lengths(stages, model, splits[0])))
-        tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop)
+        tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop, own)
         run_stages(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:
             raise interrupted(state, stop.signal_number)
@@ -184,6 +184,7 @@ def work_of(stage: Stage, state: RunState, tools: Tools) -> StageWork:
         config=tools.config,
         store=tools.store,
         accelerator=tools.accelerator,
+        own=tools.own,
     )
 
 

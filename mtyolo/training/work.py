@@ -17,6 +17,7 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.distill.objective import Distiller
+from mtyolo.distill.teachers import Own
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
@@ -127,12 +128,13 @@ def make_work(
     config: TrainConfig,
     store: FeatureStore | None,
     accelerator: Accelerator,
+    own: Own | None = None,
 ) -> StageWork:
-    """Prepare a stage. The model is frozen as the stage says."""
+    """Prepare a stage. The model is frozen as the stage says. own: classes by name, and trust, for teachers' models."""
     alone = stage.config.objective == "align"
     split = without_labels(split) if alone else counted_images(stage, model, split)
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
-    distiller = stage_distiller(stage, model, split, config, store, accelerator)
+    distiller = stage_distiller(stage, model, split, config, store, accelerator, own)
     learned = []
     if distiller is not None:
         copy_from_first(distiller.learned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -217,6 +218,26 @@ def test_a_wrong_extractor_size_or_level_is_named(make_store: MakeStore, split: 
         check(OnTiny(None), directory, split, SIZE)
     with pytest.raises(StoreError, match="has no split val, only train"):
         check(OnTiny(TinyExtractor()), directory, Split("val", split.records, split.names, split.problems), SIZE)
+
+
+class Plain(TinyExtractor):
+    """As people write theirs: it does not say what it is."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        del self.identity
+
+
+def test_a_class_that_says_nothing_of_itself_is_known_by_its_name_and_weights(split: Split, tmp_path: Path) -> None:
+    extract(Plain(), [split], tmp_path / "store", SIZE, ExtractOptions())
+    check(OnTiny(Plain()), tmp_path / "store", split, SIZE)
+    with pytest.raises(StoreError, match=r"made with the extractor's weights \w+, not \w+; run mtyolo extract into an"):
+        check(OnTiny(Plain(seed=1)), tmp_path / "store", split, SIZE)
+    manifest = tmp_path / "store" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"extractor": {"name": "lab-cpp"}, "versions": {}}))
+    with pytest.raises(StoreError, match="made with the extractor lab-cpp, not Plain; give a store of the features"):
+        check(OnTiny(Plain()), tmp_path / "store", split, SIZE)
 
 
 def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore, split: Split) -> None:
