@@ -108,6 +108,9 @@ class Model(nn.Module):
         if pyramid is None and self.extractor is not None:
             assert images is not None, "one of the two is there"
             pyramid = features_of(self.extractor, images)
+            if not torch.is_autocast_enabled(images.device.type):  # which brings both together by itself
+                kind = images.dtype
+                pyramid = {stride: features.to(kind) for stride, features in pyramid.items()}
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
         # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
         # its branch saw, without that way.

@@ -133,3 +133,19 @@ def test_an_assistant_may_have_them(run: Run, shapes: Path, tmp_path: Path) -> N
     student = {"detector": {"graph": graph}}
     done = mtyolo.train(student, shapes, plan=plan, config=QUICK, out=tmp_path / "run", progress=False, **OWN)
     assert done.results[-1]["loss/distill"]
+
+
+class Halved(Colours):
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        return {stride: features.half() for stride, features in super().forward(images).items()}
+
+
+def test_features_may_come_in_half_precision() -> None:
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    config = {"extractor": {"name": "half"}, "detector": {"graph": graph}}
+    model = mtyolo.build(config, extractors={"half": Halved})
+    images = torch.rand(1, 3, 64, 64)
+    assert model(images).detect[0].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images).detect[0].isfinite().all()

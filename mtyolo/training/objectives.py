@@ -15,6 +15,7 @@ from mtyolo.model import Model, forward
 from mtyolo.structures import Batch, Outputs, Targets
 from mtyolo.tasks import compute_losses, official_gains
 from mtyolo.tasks.anchors import labelled_images
+from mtyolo.tasks.checking import check_targets
 from mtyolo.training.processes import any_process
 
 
@@ -50,7 +51,7 @@ class TasksObjective:
 
     def judge(self, model: Model, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of a forward pass that was made already."""
-        return losses(model, outputs, batch.targets, tasks=self.tasks, gains=self.gains, sigmas=self.sigmas)
+        return _losses(model, outputs, batch.targets, self.tasks, self.gains, self.sigmas)
 
 
 def losses(
@@ -68,11 +69,24 @@ def losses(
     tasks: by default the model's. gains: for 80 classes at 640 px and three levels; scaled to the model and the input.
     sigmas: [K] falloff per keypoint, by default as the model remembers them. The losses are means over images; the
     official learning rates belong to their sum, so multiply by the number of images there.
-    Raises ConfigError for a task that the model has not.
+    Raises ConfigError for a task that the model has not, DataError for targets that do not belong to the outputs.
     """
     chosen = model.tasks if tasks is None else tuple(tasks)
     if unknown := [task for task in chosen if task not in model.tasks]:
         raise ConfigError(f"the model has no task {unknown[0]!r}; it has {', '.join(model.tasks)}")
+    check_targets(targets, outputs, classes=len(model.names), points=model.keypoints)
+    return _losses(model, outputs, targets, chosen, gains, sigmas)
+
+
+def _losses(
+    model: Model,
+    outputs: Outputs,
+    targets: Targets,
+    chosen: Sequence[str],
+    gains: LossGains | None,
+    sigmas: Sequence[float] | None,
+) -> Losses:
+    """The same of targets that a loader made."""
     images, _, height, *_ = outputs.detect[0].shape
     # Over all processes, as all must take part in counting what losses divide by.
     flags = [bool(labelled_images(targets, task, images).any()) for task in chosen]

@@ -1,0 +1,81 @@
+"""Targets that are wrong are named, by whoever writes a loop of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mtyolo.api import build
+from mtyolo.config.model import shipped_configs
+from mtyolo.errors import DataError
+from mtyolo.model import Model
+from mtyolo.structures import Outputs, Targets
+from mtyolo.training.objectives import losses
+
+Change = Callable[[Targets], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph |= {"width_multiple": 0.05, "depth_multiple": 0.1}
+    tasks = {"detect": {}, "segment": {"prototypes": 4, "channels": 8}, "keypoint": {"points": 2}}
+    return build({"detector": {"graph": graph}, "tasks": tasks, "names": ["a", "b"]})
+
+
+@pytest.fixture(scope="module")
+def outputs(model: Model) -> Outputs:
+    return model(torch.rand(2, 3, 64, 64))
+
+
+def targets() -> Targets:
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.3], [0.3, 0.3, 0.4, 0.4]])
+    masks, points = torch.ones(2, 16, 16, dtype=torch.uint8), torch.rand(2, 2, 3)
+    return Targets(torch.tensor([0, 1]), torch.tensor([0, 1]), boxes, masks, points)
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "a class too many": (
+        lambda t: {"classes": t.classes + 1},
+        "classes: 2 is none of the 2 classes in the model, from 0",
+    ),
+    "a negative class": (lambda t: {"classes": t.classes - 1}, "classes: -1 is none of the 2 classes in the model"),
+    "an image too many": (
+        lambda t: {"image_index": t.image_index + 1},
+        "image_index: 2 is none of the 2 images in the",
+    ),
+    "float classes": (lambda t: {"classes": t.classes.float()}, r"classes: expected int64 \[2\] .*, got float32 \[2\]"),
+    "int32 images": (lambda t: {"image_index": t.image_index.int()}, "image_index: expected int64 .*, got int32"),
+    "too few classes": (lambda t: {"classes": t.classes[:1]}, r"classes: expected int64 \[2\] for 2 objects.*\[1\]"),
+    "one box": (lambda t: {"boxes_cxcywh": t.boxes_cxcywh[0]}, r"boxes_cxcywh: expected float32 \[4, 4\]|image_index"),
+    "double boxes": (lambda t: {"boxes_cxcywh": t.boxes_cxcywh.double()}, "boxes_cxcywh: expected float32 .*float64"),
+    "pixels": (
+        lambda t: {"boxes_cxcywh": t.boxes_cxcywh * 64},
+        "boxes_cxcywh: 12.8 to 32; .* fractions of the network",
+    ),
+    "no numbers": (lambda t: {"boxes_cxcywh": t.boxes_cxcywh * torch.nan}, "boxes_cxcywh: not all of them are finite"),
+    "lists": (lambda t: {"classes": [0, 1]}, r"classes: expected int64 \[2\] for 2 objects, got list"),
+    "elsewhere": (lambda t: {"classes": t.classes.to("meta")}, r"classes is on meta, the outputs on cpu; targets\.to"),
+    "other points": (lambda t: {"keypoints": torch.rand(2, 3, 3)}, r"keypoints: expected float32 \[2, 2, 3\]"),
+    "a mask too few": (lambda t: {"masks": t.masks[:1]}, r"masks: expected \[2, H/4, W/4\] in 0 and 1"),  # type: ignore[index]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_targets_are_named(name: str, model: Model, outputs: Outputs) -> None:
+    change, message = WRONG[name]
+    good = targets()
+    with pytest.raises(DataError, match=f"targets: {message}"):
+        losses(model, outputs, replace(good, **change(good)))
+
+
+def test_right_targets_pass(model: Model, outputs: Outputs) -> None:
+    assert losses(model, outputs, targets()).tasks.keys() == {"detect", "segment", "keypoint"}
+    nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    assert float(losses(model, outputs, nothing).tasks["detect"].detach()) > 0
