@@ -53,8 +53,8 @@ def test_lite0_from_the_installed_package_classifies_as_the_original(test_data: 
 
 @pytest.mark.parametrize("count", [1, CACHED, 2 * CACHED + 1])
 def test_a_batch_in_parts_has_the_features_of_the_whole(count: int) -> None:
-    extractor = TimmExtractor("tf_efficientnet_lite0", weights="none").double().eval()
-    images = torch.rand(count, 3, 64, 96, dtype=torch.float64)
+    extractor = TimmExtractor("mobilenetv2_035", weights="none").double().eval()
+    images = torch.rand(count, 3, 32, 64, dtype=torch.float64)
     seen: list[int] = []
     extractor.body.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     with torch.no_grad():
