@@ -232,3 +232,4 @@ def train_epoch(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
             if stopping:
                 tools.accelerator.wait_for_everyone()  # a launcher ends all processes with the first
                 raise interrupted(state, tools.stop.signal_number)
+    work.guard.end_epoch()
