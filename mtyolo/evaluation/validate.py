@@ -21,7 +21,7 @@ from mtyolo.evaluation.precision import BoxPrecision, Judge
 from mtyolo.features.finite import check_extracted
 from mtyolo.geometry import fitting_side
 from mtyolo.memory import kept_memory
-from mtyolo.model import Model, evaluating, forward, pixels
+from mtyolo.model import Model, evaluating, forward
 from mtyolo.structures import Batch, Outputs, input_size
 from mtyolo.tasks.instances import image_instances
 from mtyolo.tasks.select import Selection, select
@@ -83,7 +83,7 @@ def validate(
             clock.lap("forward")
             if moved.images is not None and moved.pyramid is None and isinstance(model, Model):
                 names = [split.records[index].path for index in data.indices.tolist()]
-                check_extracted(model, pixels(moved.images), outputs, names)
+                check_extracted(model, moved.images, outputs, names)
             kept = select(model.decode(outputs), confidence, iou, limit, multi_label=True)
             for number, index in enumerate(data.indices.tolist()):
                 _judge_image(judges, split.records[index], model, outputs, data, number, kept[number])

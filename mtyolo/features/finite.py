@@ -11,7 +11,7 @@ from torch import Tensor
 from mtyolo.errors import DataError, StoreError
 from mtyolo.extractors.base import features_of
 from mtyolo.features.manifest import repair_of
-from mtyolo.model import Model
+from mtyolo.model import Model, pixels
 from mtyolo.structures import Outputs, Pyramid
 
 
@@ -43,12 +43,12 @@ def check_stored(directory: Path, pyramid: Pyramid | None, names: Sequence[objec
 def check_extracted(model: Model, images: Tensor, outputs: Outputs, names: Sequence[object]) -> None:
     """Raises DataError where the model's extractor gave features that are not finite.
 
-    images: what went in, [B, 3, H, W] in 0..1. Only for outputs that are not finite the extractor is asked again, as
+    images: what went in, uint8 [B, 3, H, W]. Only for outputs that are not finite the extractor is asked again, as
     these can have other reasons.
     """
     if model.extractor is None or all(bool(level.isfinite().all()) for level in outputs.detect):
         return
     config = model.config.extractor
     name = config.name if config is not None else type(model.extractor).__name__
-    if said := said_of_features(f"extractor {name}", features_of(model.extractor, images), names):
+    if said := said_of_features(f"extractor {name}", features_of(model.extractor, pixels(images)), names):
         raise DataError(f"{said}; mend the extractor, or give it other weights")

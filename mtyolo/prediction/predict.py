@@ -153,8 +153,8 @@ def _detect(model: Model, inputs: Inputs, confidence: float, iou: float, limit: 
             outputs = model(pyramid={stride: level.to(device) for stride, level in inputs.pyramid.items()})
         else:
             assert inputs.images is not None, "one of the two is there"
-            images = inputs.images.to(device).float().div_(255)
-            outputs = model(images)
+            images = inputs.images.to(device)
+            outputs = model(images.float().div_(255))
             check_extracted(model, images, outputs, [source.path or "an array" for source in inputs.sources])
         found = model.detections(outputs, inputs.letterboxes, confidence=confidence, iou=iou, limit=limit)
     return [detections.to("cpu") for detections in found]
