@@ -106,11 +106,12 @@ def extract(
         source=source_of(opened.config.extractor),
         share=(process.process_index, process.num_processes),
     )
-    given = _given_features(model, opened, out, settings, targets=targets, dry_run=dry_run)
+    asked = fitting_side(imgsz, opened.largest_stride) if imgsz is not None else None
+    given = _given_features(model, opened, out, settings, asked, targets=targets, dry_run=dry_run)
     source = read_data(data)
     aloud = process.is_main_process
     found = _load(source, _names(source, splits, given), strict=strict, aloud=aloud, views=views)
-    size = fitting_side(imgsz or opened.usual_size, opened.largest_stride)
+    size = asked or fitting_side(opened.usual_size, opened.largest_stride)
     if given is not None:
         found, size = [in_rows_of(given, split) for split in found], given.manifest.size
     replaced = ReplacedLayers(opened) if targets else None
@@ -146,7 +147,7 @@ def _warn_of_chance(model: Model, config: ExtractorConfig) -> None:
 
 
 def _given_features(
-    path: Path, model: Model, out: Path, settings: ExtractOptions, *, targets: bool, dry_run: bool
+    path: Path, model: Model, out: Path, settings: ExtractOptions, size: int | None, *, targets: bool, dry_run: bool
 ) -> FeatureStore | None:
     """The store in `out`, where the model takes features that another program makes; None where it makes its own."""
     from mtyolo.errors import ConfigError
@@ -162,7 +163,7 @@ def _given_features(
         )
     if settings.views > 1:
         raise ConfigError(f"--views {settings.views}: features that come from elsewhere have one view; leave it out")
-    return open_given(out, model)
+    return open_given(out, model, size)
 
 
 def _names(source: DataSource, splits: str | None, given: FeatureStore | None) -> list[str]:

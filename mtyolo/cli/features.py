@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import progress_bar, write_json
+from mtyolo.cli.output import progress_bar, say, write_json
 
 if TYPE_CHECKING:
+    from mtyolo.data.records import Split
     from mtyolo.features.verify import StoreInfo
 
 EXAMPLES = (
@@ -80,10 +81,9 @@ def _show(found: StoreInfo) -> None:
 
 
 def _verify(found: StoreInfo, data: Path | None, json: Path | None) -> None:
-    from mtyolo.data.split import load_split
     from mtyolo.features.verify import verify
 
-    splits = [load_split(data, split.name) for split in found.splits] if data is not None else []
+    splits = [] if data is None else _splits_of(found, data)
     total, done = found.shards, 0
     with progress_bar("verify") as progress:
 
@@ -101,3 +101,16 @@ def _verify(found: StoreInfo, data: Path | None, json: Path | None) -> None:
         print(f"{found.directory}: {total} shards read, {len(problems)} problem(s)")
     if problems:
         raise typer.Exit(DAMAGED)
+
+
+def _splits_of(found: StoreInfo, data: Path) -> list[Split]:
+    """Those of the store that the data has; other programs may call theirs as they like."""
+    from mtyolo.data.sources import SPLITS, read_data
+    from mtyolo.data.split import load_split
+
+    source = read_data(data)
+    known = [split.name for split in found.splits if split.name in SPLITS and source.has(split.name)]
+    alone = [split.name for split in found.splits if split.name not in known]
+    if alone:
+        say(f"{', '.join(alone)}: {data} has no such split, so verified without its images")
+    return [load_split(source, name) for name in known]

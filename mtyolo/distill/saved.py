@@ -25,8 +25,8 @@ from torch import Tensor
 
 from mtyolo.config.distill import CACHE, KIND
 from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
-from mtyolo.distill.teachers import Answer, Lesson, Teacher
-from mtyolo.errors import DataError, StoreError
+from mtyolo.distill.teachers import Answer, Lesson, NoLesson, Teacher
+from mtyolo.errors import StoreError
 from mtyolo.files import replacing, write_whole
 from mtyolo.graph.families import FamilyModel
 from mtyolo.model import Model, pixels
@@ -81,16 +81,14 @@ class SavedLessons:
             return found
         # By the caller's thread: what it computes with is the student's, too.
         missing = [number for number, path in enumerate(paths) if not path.exists()]
+        if missing and self.teacher is None:
+            raise NoLesson(self.folder, paths[missing[0]].stem, missing[0])
         if missing:
             self._compute(images[missing], [paths[number] for number in missing])
         return read_stacked(paths, self.by)
 
     def _compute(self, images: Tensor, paths: list[Path]) -> None:
-        if self.teacher is None:
-            raise DataError(
-                f"{self.folder}: has no outputs for one of the pictures ({paths[0].stem}); save outputs of these very "
-                "pictures: same size, and no random augmentation"
-            )
+        assert self.teacher is not None, "without one nothing may be missing"
         write_lesson(self.teacher.lesson(pixels(images)), paths)
 
 

@@ -17,7 +17,7 @@ from mtyolo.config.model import KeypointConfig, resolve_beside
 from mtyolo.distill.classes import class_columns
 from mtyolo.distill.conversion import Source, in_layout, layout_of
 from mtyolo.distill.layout import Shape
-from mtyolo.errors import ConfigError
+from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.graph.families import FamilyModel, is_family, open_family
 from mtyolo.graph.network import INPUT
@@ -41,6 +41,17 @@ Answer = Callable[[], Lesson]
 
 Own = Mapping[str, Any]
 """Classes of a user's own by name, and trust, as `checkpoint.load` takes them."""
+
+
+class NoLesson(DataError):
+    """A folder that teaches alone does not know a picture. number: its place in the batch."""
+
+    def __init__(self, folder: Path, key: str, number: int) -> None:
+        super().__init__(
+            f"{folder}: has no outputs for one of the pictures ({key}); save outputs of these very pictures: same "
+            "size, and no random augmentation"
+        )
+        self.number = number
 
 
 class Teacher(nn.Module):

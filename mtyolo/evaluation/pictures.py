@@ -54,4 +54,4 @@ def _stored(model: Model, split: Split, directory: str | Path) -> DataLoader[Bat
     """Features, with the pictures beside them."""
     store = FeatureStore.open(directory, "stream")
     store.check(model, split, store.manifest.size)
-    return make_store_loader(store, split, len(split), augment=None, shuffle=False, seed=0, pixels=True)
+    return make_store_loader(store, split, len(split), augment=None, shuffle=False, seed=0, pixels=True, finite=True)

@@ -18,6 +18,7 @@ from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
+from mtyolo.features.finite import check_extracted
 from mtyolo.geometry import fitting_side
 from mtyolo.memory import kept_memory
 from mtyolo.model import Model, evaluating, forward
@@ -80,6 +81,9 @@ def validate(
             clock.lap("preprocess")
             outputs = forward(model, moved)
             clock.lap("forward")
+            if moved.images is not None and moved.pyramid is None and isinstance(model, Model):
+                names = [split.records[index].path for index in data.indices.tolist()]
+                check_extracted(model, moved.images, outputs, names)
             kept = select(model.decode(outputs), confidence, iou, limit, multi_label=True)
             for number, index in enumerate(data.indices.tolist()):
                 _judge_image(judges, split.records[index], model, outputs, data, number, kept[number])

@@ -26,7 +26,9 @@ def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) 
         _check_kind(level.stride, pyramid[level.stride])
     if size is None:
         finest = min(levels).stride
-        height, width = pyramid[finest].shape[-2:]
+        shape, channels = pyramid[finest].shape, min(levels).channels
+        # Where channels come last, the sides are taken from where they are, so that the sentence can say it.
+        height, width = shape[1:3] if shape[1] != channels == shape[3] else shape[2:]
         size = (height * finest, width * finest)
     for level in levels:
         _check_shape(level, pyramid[level.stride], size, images=len(pyramid[min(levels).stride]))

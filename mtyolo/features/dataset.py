@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from mtyolo.data.records import Split, pictures_only
 from mtyolo.data.transforms import Sample
 from mtyolo.errors import DataError, StoreError
 from mtyolo.features.augment import Picture, arrange, loader_augment, plain
+from mtyolo.features.finite import check_stored
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.views import redraw
@@ -140,16 +142,17 @@ def make_store_loader(
     seed: int,
     targets: FeatureStore | None = None,
     pixels: bool = False,
+    finite: bool = False,
 ) -> DataLoader[Batch]:
     """Like `data.loader.make_loader`, with features. It has no worker processes: handing features over from one costs
     more than copying them from a mapped file.
 
     augment: True for what suits features (mirrors alone), an AugmentConfig for that with what it names changed, None or
-    False for the plain first view.
+    False for the plain first view. finite: raise StoreError for features that are not, as where models are judged.
     """
     dataset = StoreDataset(store, split, loader_augment(augment), seed, targets, pixels)
     batches = EpochBatches(cast(Dataset, dataset), batch, shuffle=shuffle, seed=seed)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=partial(_checked, dataset) if finite else _as_it_is)
 
 
 def _check_mirrors(store: FeatureStore, split: Split, rows: Sequence[int]) -> None:
@@ -167,6 +170,12 @@ def _imitable(augment: AugmentConfig | None, *, whole: bool) -> AugmentConfig | 
     """No shifts: what they uncover is nothing to imitate. whole: no mosaics, as teachers have seen the whole view."""
     kept = {"translate": 0.0} | ({"mosaic": 0.0} if whole else {})
     return augment and augment.model_copy(update=kept)
+
+
+def _checked(dataset: StoreDataset, batch: Any) -> Batch:
+    names = [dataset.records[index].path for index in batch.indices.tolist()]
+    check_stored(dataset.store.directory, batch.pyramid, names)
+    return cast(Batch, batch)
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -34,6 +34,9 @@ WORDS = {
 }
 """How each difference between two stores reads in a sentence: this store's, the other's."""
 
+COMPARED_SOURCE = ("name", "arguments", "normalisation")
+"""Of what two model files say. Not the weights: the extractor's own hash says which these are, whatever their file."""
+
 OPTIONS = {"size": "--imgsz", "views": "--views", "dtype": "--dtype"}
 """What `mtyolo extract` is told them by."""
 
@@ -56,7 +59,8 @@ class Manifest(Strict):
     splits: dict[str, int]
     """Split -> number of images."""
     source: dict[str, str] = Field(default_factory=dict)
-    """What the model file said about the extractor: compared where the extractor itself is not loaded."""
+    """What the model file said about the extractor, as far as that was known. Not in the fingerprint: older stores and
+    those of other programs have none."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the programs that wrote the store; for people, never compared. mtyolo's own is in all that it made."""
 
@@ -98,12 +102,19 @@ class Manifest(Strict):
                 if key == "extractor":
                     return difference_of_identity(mine, theirs)
                 return words.format(mine, theirs)
-        return None
+        return self._difference_of_source(other)
+
+    def _difference_of_source(self, other: Manifest) -> str | None:
+        mine, theirs = (
+            {key: text for key, text in source.items() if key in COMPARED_SOURCE}
+            for source in (self.source, other.source)
+        )
+        return difference_of_identity(mine, theirs)
 
     def options_beside(self, other: Manifest) -> str:
         """Options that an extraction of `other` needs to go on with this store; empty where no options make it fit."""
         differing = [key for key in WORDS if getattr(self, key) != getattr(other, key)]
-        if not differing or not OPTIONS.keys() >= set(differing):
+        if not differing or not OPTIONS.keys() >= set(differing) or self._difference_of_source(other):
             return ""
         return " ".join(f"{OPTIONS[key]} {getattr(self, key)}" for key in differing)
 

@@ -95,8 +95,8 @@ def same_picture(one: Row, other: Row) -> bool:
     return content and shape and f"/{longer}".endswith(f"/{shorter}")
 
 
-def open_given(directory: Path, model: Model) -> FeatureStore:
-    """A store that another program wrote for a model that takes features, to put targets beside.
+def open_given(directory: Path, model: Model, size: int | None = None) -> FeatureStore:
+    """A store that another program wrote for a model that takes features, to put targets beside. size: by default its.
 
     Raises StoreError where there is none, or it is not this model's, or not of plain views.
     """
@@ -106,7 +106,7 @@ def open_given(directory: Path, model: Model) -> FeatureStore:
             "there first, see docs/features.md"
         )
     store, extractor = FeatureStore.open(directory, "stream"), cast(Extractor, model.extractor)
-    store.check_made_by(extractor.identity, extractor.levels, store.manifest.size)
+    store.check_made_by(extractor.identity, extractor.levels, size or store.manifest.size)
     if store.manifest.views > 1:
         raise StoreError(
             f"{directory}: has {store.manifest.views} views of an image, and only plain ones can be made again for "

@@ -54,21 +54,23 @@ class Shelf:
             stored = map_shard(path)
         else:
             stored = load_shard(path, self.device)
-        self._check_tensors(path, stored, len(self.contents[number].rows))
+        check_tensors(path, self.manifest, stored, len(self.contents[number].rows))
         return stored
 
-    def _check_tensors(self, path: Path, stored: Stored, rows: int) -> None:
-        for name, (dtype, shape) in expected_tensors(self.manifest, rows).items():
-            if name not in stored:
-                raise StoreError(
-                    f"{path}: has no tensor {name!r}, which the manifest promises; {repair_of(self.directory)}"
-                )
-            found = stored[name]
-            if found.dtype != dtype or tuple(found.shape) != shape:
-                raise StoreError(
-                    f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, "
-                    f"the manifest says {dtype} {list(shape)}; {repair_of(self.directory)}"
-                )
+
+def check_tensors(path: Path, manifest: Manifest, stored: Stored, rows: int) -> None:
+    """Raises StoreError where a shard's tensors are not those that the manifest promises."""
+    repair = repair_of(path.parent.parent)
+    for name, (dtype, shape) in expected_tensors(manifest, rows).items():
+        if name not in stored:
+            raise StoreError(f"{path}: has no tensor {name!r}, which the manifest promises; {repair}")
+        found = stored[name]
+        if found.dtype != dtype or tuple(found.shape) != shape:
+            last = len(shape) == 4 and tuple(found.shape) == (shape[0], *shape[2:], shape[1])
+            raise StoreError(
+                f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, the manifest says {dtype} {list(shape)}"
+                f"{'; channels come last there: store features.permute(0, 3, 1, 2)' * last}; {repair}"
+            )
 
 
 def choose(residency: Residency, needed: int, device: torch.device) -> Residency:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtyolo.config.model import ExtractorConfig
 from mtyolo.errors import StoreError
+from mtyolo.extractors import EXTRACTORS
 from mtyolo.extractors.base import GIVEN, Extractor, GivenFeatures
 from mtyolo.features.index import sha256_of
 from mtyolo.features.manifest import Manifest, read_manifest
@@ -15,13 +16,20 @@ from mtyolo.features.manifest import Manifest, read_manifest
 
 def source_of(config: ExtractorConfig) -> dict[str, str]:
     """What a model file says about its extractor, as text, so that it can be compared without loading anything."""
-    source = {"name": config.name, "weights": config.weights, "arguments": json.dumps(config.arguments, sort_keys=True)}
+    source = {"name": config.name, "arguments": json.dumps(config.arguments, sort_keys=True)}
+    if not (_fills_itself(config.name) and config.weights == "imagenet"):
+        source["weights"] = config.weights
     if config.normalisation is not None:
         source["normalisation"] = config.normalisation.model_dump_json()
     path = Path(config.weights)
     if path.is_file():
         source |= {"weights": path.name, "sha256": sha256_of(path)}
     return source
+
+
+def _fills_itself(name: str) -> bool:
+    """Is it a class of one's own? Where no file of weights is named, it has none that a word could stand for."""
+    return name.split("/")[0] not in EXTRACTORS
 
 
 def stand_in(directory: Path | str) -> Callable[[ExtractorConfig], Extractor]:
@@ -56,8 +64,16 @@ def _difference(manifest: Manifest, config: ExtractorConfig) -> str | None:
     if manifest.source:
         file = "sha256" in made and "sha256" in named
         compared += ["arguments", "normalisation", "sha256" if file else "weights"]
+        made, named = _with_weights(made), _with_weights(named)
     for key in compared:
         if made.get(key) != named.get(key):
             what = {"name": "", "sha256": "'s weights, sha256"}.get(key, f"'s {key}")
             return f"made with the extractor{what} {made.get(key)}, the model file says {named.get(key)}"
     return None
+
+
+def _with_weights(source: dict[str, str]) -> dict[str, str]:
+    """Earlier versions said imagenet of classes that fill themselves."""
+    if _fills_itself(source.get("name", "")) and source.get("weights") in (None, "imagenet"):
+        return source | {"weights": "none"}
+    return source

@@ -17,6 +17,7 @@ from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
 from mtyolo.device import find_device
 from mtyolo.errors import DataError
+from mtyolo.features.finite import check_extracted
 from mtyolo.features.standin import stand_in
 from mtyolo.geometry import PADDING_GREY, fitting_side, letterbox_of, resized_shape
 from mtyolo.model import Model, evaluating
@@ -152,7 +153,9 @@ def _detect(model: Model, inputs: Inputs, confidence: float, iou: float, limit: 
             outputs = model(pyramid={stride: level.to(device) for stride, level in inputs.pyramid.items()})
         else:
             assert inputs.images is not None, "one of the two is there"
-            outputs = model(inputs.images.to(device).float().div_(255))
+            images = inputs.images.to(device)
+            outputs = model(images.float().div_(255))
+            check_extracted(model, images, outputs, [source.path or "an array" for source in inputs.sources])
         found = model.detections(outputs, inputs.letterboxes, confidence=confidence, iou=iou, limit=limit)
     return [detections.to("cpu") for detections in found]
 

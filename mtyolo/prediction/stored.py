@@ -11,6 +11,7 @@ from mtyolo.data.images import image_size
 from mtyolo.data.records import ImageRecord, Problems, labels_of
 from mtyolo.errors import DataError, StoreError
 from mtyolo.extractors.pretrained import identity_of
+from mtyolo.features.finite import check_stored
 from mtyolo.features.index import change
 from mtyolo.features.reader import FeatureStore
 from mtyolo.geometry import letterbox_of
@@ -53,11 +54,10 @@ class StoredInputs:
         side = self.store.manifest.size
         rows = [self.indices[split].rows[row] for _, (split, row) in places]
         parts = [self.store.read(split, [[self.store.whole(row)]]) for _, (split, row) in places]
-        return Inputs(
-            [source for source, _ in places],
-            [letterbox_of(row.height, row.width, (side, side)) for row in rows],
-            pyramid={stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]} if parts else None,
-        )
+        pyramid = {stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]} if parts else None
+        used = [source for source, _ in places]
+        check_stored(self.store.directory, pyramid, [source.path for source in used])
+        return Inputs(used, [letterbox_of(row.height, row.width, (side, side)) for row in rows], pyramid=pyramid)
 
     def _place(self, path: Path) -> Place:
         """Raises DataError for a picture that can not be read, StoreError where the store has not its features."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from mtyolo.config.model import resolve_beside
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
-from mtyolo.data.records import Split
+from mtyolo.data.records import ImageRecord, Split
 from mtyolo.distill.classes import only_numbered
 from mtyolo.distill.objective import Course, Distiller, make_distiller
-from mtyolo.distill.teachers import Own, open_source
-from mtyolo.errors import ConfigError
+from mtyolo.distill.teachers import NoLesson, Own, open_source
+from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
@@ -34,11 +34,12 @@ LEAD = 0.05
 
 
 class DistilledObjective:
-    """The tasks' losses and the teachers' terms on one forward pass."""
+    """The tasks' losses and the teachers' terms on one forward pass. records: of the split, to name pictures."""
 
-    def __init__(self, tasks: TasksObjective, distiller: Distiller) -> None:
+    def __init__(self, tasks: TasksObjective, distiller: Distiller, records: Sequence[ImageRecord]) -> None:
         self.tasks = tasks
         self.distiller = distiller
+        self.records = records
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
         assert batch.images is not None, "a stage with teachers has images"
@@ -46,7 +47,10 @@ class DistilledObjective:
         with self.distiller.watching(batch.images) as seen:
             outputs = forward(model, batch)
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
-        terms = self.distiller(model, outputs, seen, batch.targets)
+        try:
+            terms = self.distiller(model, outputs, seen, batch.targets)
+        except NoLesson as error:
+            raise DataError(f"{self.records[int(batch.indices[error.number])].path}: {error}") from None
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         own = len(batch.indices)  # teachers' terms are means over these, not over all processes' objects
         share = own / images_each(own, batch.images.device)

@@ -77,4 +77,6 @@ def _images(split: Split, config: TrainConfig) -> DataLoader[Batch]:
 
 def _stored(store: FeatureStore, model: Model, split: Split, config: TrainConfig) -> DataLoader[Batch]:
     targets = open_targets(store, model, split, "stream")
-    return make_store_loader(store, split, config.batch, augment=None, shuffle=False, seed=0, targets=targets)
+    return make_store_loader(
+        store, split, config.batch, augment=None, shuffle=False, seed=0, targets=targets, finite=True
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtyolo.data.records import ImageRecord
 from mtyolo.errors import MtyoloError, StoreError
+from mtyolo.features.finite import said_of_features
 from mtyolo.features.manifest import repair_of
 from mtyolo.structures import Batch
 
@@ -32,6 +33,10 @@ class NonFiniteGuard:
         self.records = records
         self.store = store
         self.skipped = self.in_a_row = 0
+        self.batches = self.lost = 0
+        """Of the stage so far: all, and those that were skipped."""
+        self.last = ("losses are not finite", "them", "")
+        """What was wrong when batches were last skipped, the images, and what is wrong with their stored features."""
         self.statistics = [
             buffer for module in model.modules() if module.training for buffer in module.buffers(recurse=False)
         ]
@@ -43,6 +48,7 @@ class NonFiniteGuard:
     @torch.no_grad()
     def remember(self, batch: Batch, *, begins_step: bool = True) -> None:
         """To be called before each forward pass. begins_step: has no batch waited for the optimiser's step?"""
+        self.batches += 1
         self.images = [*([] if begins_step else self.images), batch.indices]
         self.kept = self.before_step if begins_step else self.before_batch
         if self.statistics:
@@ -74,16 +80,26 @@ class NonFiniteGuard:
         for values, buffer in zip(kept, self.statistics, strict=True):
             buffer.copy_(values)
         self.skipped += batches
+        self.lost += batches
         self.in_a_row += 1
 
+    def end_stage(self) -> None:
+        """Raises as `skip` does after a stage that lost every batch: short ones may have few in a row."""
+        if self.batches and self.lost == self.batches:
+            raise self._failure(f"all {self.lost} batches of a stage" if self.lost > 1 else "the only batch of a stage")
+
     def _end(self, what: str, named: str, stored: str) -> None:
-        if self.in_a_row < MOST_IN_A_ROW:
-            return
+        self.last = (what, named, stored)
+        if self.in_a_row >= MOST_IN_A_ROW:
+            raise self._failure(f"{self.in_a_row} batches in a row")
+
+    def _failure(self, often: str) -> MtyoloError:
+        what, named, stored = self.last
         if stored and self.store is not None:
-            raise StoreError(f"{stored}, and {self.in_a_row} batches in a row were skipped; {repair_of(self.store)}")
-        raise MtyoloError(
-            f"{what} for {self.in_a_row} batches in a row, the last of {named}: training has diverged; lower lr, set "
-            "clip_norm, or use precision: fp32, and start from the last checkpoint that was good"
+            return StoreError(f"{stored}, and {often} were skipped; {repair_of(self.store)}")
+        return MtyoloError(
+            f"{what} for {often}, the last of {named}: training has diverged; lower lr, set clip_norm, or use "
+            "precision: fp32, and start from the last checkpoint that was good"
         )
 
     def _named(self, images: Tensor) -> str:
@@ -92,20 +108,16 @@ class NonFiniteGuard:
 
     def _stored(self, batch: Batch) -> str:
         """What is wrong with a batch's features, as the beginning of a sentence; nothing where they are finite."""
-        finite = torch.ones(len(batch.indices), dtype=torch.bool)
-        for level in (batch.pyramid or {}).values():
-            finite &= level.flatten(1).isfinite().all(1).cpu()
-        wrong = batch.indices.cpu()[~finite].tolist()
-        if not wrong:
-            return ""
-        first = self.records[wrong[0]].path
-        return f"{self.store}: the features of {len(wrong)} of {len(finite)} images are not finite, first of {first}"
+        paths = [self.records[index].path for index in batch.indices.tolist()]
+        return said_of_features(self.store, batch.pyramid or {}, paths)
 
     def accept(self) -> None:
         self.in_a_row = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "batches": self.batches, "lost": self.lost}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        # Earlier versions did not count these: one good batch is taken to have been.
+        self.batches, self.lost = state.get("batches", 1), state.get("lost", 0)

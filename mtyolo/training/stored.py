@@ -110,7 +110,7 @@ def matching_batches(store: FeatureStore, model: Model, split: Split, config: Tr
 
 
 def validation_batches(store: FeatureStore, split: Split, batch: int) -> DataLoader[Batch]:
-    return make_store_loader(store, pictures_only(split), batch, augment=None, shuffle=False, seed=0)
+    return make_store_loader(store, pictures_only(split), batch, augment=None, shuffle=False, seed=0, finite=True)
 
 
 def takes_images(model: Model) -> bool:

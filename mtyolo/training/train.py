@@ -167,6 +167,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
             with reading():
                 train_epoch(state, stage, work, tools)
                 end_epoch(state, stage, work, tools)
+        work.guard.end_stage()
         state.learned |= learned_by(work.distiller)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:

@@ -184,7 +184,7 @@ def _objective(
     if align is not None:
         return AlignedTasksObjective(objective, align, stage.config.align), (*tasks, ALIGN)
     if distiller is not None:
-        return DistilledObjective(objective, distiller), (*tasks, DISTILL)
+        return DistilledObjective(objective, distiller, split.records), (*tasks, DISTILL)
     return objective, tasks
 
 

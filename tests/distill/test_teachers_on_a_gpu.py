@@ -102,7 +102,7 @@ def terms_of(described: dict[str, Any], shapes: Path, device: str) -> tuple[dict
     distiller = make_distiller(
         DistillConfig.model_validate({"teachers": [described]}), student, imgsz=SIDE, device=torch.device(device)
     )
-    objective = DistilledObjective(TasksObjective(("detect",), LossGains()), distiller)
+    objective = DistilledObjective(TasksObjective(("detect",), LossGains()), distiller, ())
     torch.manual_seed(0)
     losses = objective(student, shape_batch(shapes).to(device))
     losses.tasks["distill"].backward()

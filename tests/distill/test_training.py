@@ -21,9 +21,11 @@ from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import read_plan
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
-from mtyolo.errors import ConfigError
+from mtyolo.distill.saved import keys_of
+from mtyolo.errors import ConfigError, DataError
 from mtyolo.structures import Targets
 from mtyolo.training import train as loop
 from mtyolo.training.alignment import level_errors
@@ -228,6 +230,18 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
     folder = tmp_path / "lessons"
     distilled(weights, data, tmp_path / "run", output={"scaled": 1}, cache=2, folder=str(folder), epochs=5, stage={})
     assert len(list(folder.glob("*.safetensors"))) == 2 * 6
+
+
+def test_a_picture_that_a_folder_does_not_know_is_named(weights: str, data: DataConfig, tmp_path: Path) -> None:
+    folder, split = tmp_path / "lessons", load_split(data, "train")
+    distilled(weights, data, tmp_path / "first", output={"scaled": 1}, cache=True, folder=str(folder), epochs=1)
+    (batch,) = make_loader(Dataset(split, SIZE), len(split), shuffle=False, workers=0, seed=0)
+    assert batch.images is not None
+    (key,) = keys_of(batch.images[4:5])
+    (folder / f"{key}.safetensors").unlink()
+    said = rf"{split.records[4].path}: {folder}: has no outputs for one of the pictures \({key}\)"
+    with pytest.raises(DataError, match=said):
+        distilled(str(folder), data, tmp_path / "second", output={"scaled": 1})
 
 
 @pytest.mark.parametrize("folder", [None, "lessons"])

@@ -52,6 +52,12 @@ def test_levels_that_the_model_does_not_take_are_no_mistake() -> None:
             None,
             "stride 32: expected 256 channels of 20x20 for a 640x640 input, got 128 channels of 20x20",
         ),
+        (
+            {stride: level.permute(0, 2, 3, 1) for stride, level in features(320, 384).items()},
+            None,
+            "stride 8: expected 64 channels of 40x48 for a 320x384 input, got 40 channels of 48x64; channels come last "
+            r"there: give features\.permute",
+        ),
         ({8: torch.zeros(1, 64, 8, 8)}, None, r"stride 16: missing; the model takes strides \[8, 16, 32\]"),
         ({}, (640, 640), "stride 8: missing"),
         (

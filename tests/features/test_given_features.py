@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,52 @@ def test_a_manifest_that_promises_other_tensors_is_caught(store: Path, data: Pat
         FeatureStore.open(store).index("train")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda level: level.permute(0, 2, 3, 1), r"tensor 16 .*channels come last there: store features\.permute"),
+        (lambda level: level[..., :-1], r"tensor 16 is torch\.float16 \[5, 3, 20, 19\], the manifest says .*20, 20\]"),
+        (lambda level: level[:, :2], r"\[5, 2, 20, 20\], the manifest says torch\.float16 \[5, 3, 20, 20\]"),
+        (lambda level: level.float(), r"torch\.float32 .*, the manifest says torch\.float16"),
+        (lambda level: level[:3], r"\[3, 3, 20, 20\], the manifest says"),
+        (lambda level: level / 0, r"the features of 5 of 5 images are not finite, first of 0000\.jpg"),
+        (lambda level: level.index_fill(0, torch.tensor([3]), np.nan), r"of 1 of 5 images .* first of 0003\.jpg"),
+    ],
+)
+def test_verify_compares_tensors_with_the_manifest(
+    store: Path, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    path = shard_path(store, "train", 0)
+    contents, tensors = read_contents(path), load_file(path)
+    tensors["16"] = change(tensors["16"]).contiguous()
+    write_shard(path, tensors, contents)
+    (problem,) = verify(store)
+    assert re.search(rf"00000\.safetensors: .*{words}.*; write it again with the program that made this store", problem)
+
+
+def test_verify_compares_the_number_of_images_with_the_manifest(store: Path) -> None:
+    said_of(store, splits={"train": 6, "val": 3}, images_per_shard=6)
+    (problem,) = verify(store)
+    assert "the shards of train have 5 images, the manifest says 6" in problem
+
+
+def test_splits_that_the_data_does_not_have_are_verified_without_it(
+    store: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(store / "train", store / "new")
+    said_of(store, splits={"train": 5, "val": 3, "new": 5, "test": 5})
+    shutil.copytree(store / "train", store / "test")
+    assert main(["features", "verify", str(store), "--data", str(data)]) == 0
+    shown = capsys.readouterr()
+    assert f"new, test: {data} has no such split, so verified without its images" in shown.err
+    assert "4 shards read, 0 problem(s)" in shown.out
+    (data.parent / "images/train/0001.jpg").write_bytes((data.parent / "images/train/0002.jpg").read_bytes())
+    (store / "new/00000.safetensors").unlink()
+    assert main(["features", "verify", str(store), "--data", str(data)]) == 2
+    assert "new/00000.safetensors: missing" in (shown := capsys.readouterr().out)
+    assert "0001.jpg: " in shown
+
+
 def said_of(path: Path, **manifest: object) -> None:
     """Change what a store says of itself."""
     path = path / "manifest.json"
@@ -211,12 +259,25 @@ def test_weights_that_do_not_say_what_made_their_features_take_any(
     store: Path, other: Path, options: list[str], data: Path, tmp_path: Path
 ) -> None:
     """As files of earlier versions."""
-    path = save_weights(build(options[1], data=data), tmp_path / "earlier.safetensors")
+    model = build(options[1], data=data)
+    model.config = model.config.with_unknown(())  # as after a training
+    path = save_weights(model, tmp_path / "earlier.safetensors")
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["extractor"]) == {"name": "features"}
     assert isinstance(load(path), Model)
     for directory in (store, other):
         assert validate(path, data, features=directory, batch=4).tasks
+
+
+def test_a_short_run_on_features_that_are_no_numbers_is_no_success(
+    store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shard_path(store, "train", 0)
+    rows, tensors = read_contents(path).rows, load_file(path)
+    tensors["16"][:] = float("nan")
+    write_shard(path, tensors, Contents(rows=rows))
+    assert trained(options, store, tmp_path / "run", "--no-augment") == 2
+    assert "batches of a stage were skipped" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_features_that_are_not_finite_are_said_to_be_the_stores(
@@ -291,6 +352,9 @@ def test_what_can_not_be_made_is_said_in_one_sentence(
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"views": 2}))
     assert "has 2 views of an image, and only plain ones" in refused(options, store, capsys, "--targets")
+    path.write_text(json.dumps(manifest))
+    said = refused(options, store, capsys, "--targets", "--imgsz", "160")
+    assert "made at 320 px, the model asks for 160 px; give --imgsz 320, or make features of 160 px" in said
     path.write_text(json.dumps(manifest | {"levels": {8: 4, 16: 3, 32: 3}}))
     assert "has levels (stride: channels) {8: 4" in refused(options, store, capsys, "--targets")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import yaml
 from safetensors.torch import load_file
 from tiny_features import SIZE, TinyExtractor
 
-from mtyolo.api import build
+from mtyolo.api import build, validate
 from mtyolo.checkpoint import save_weights
 from mtyolo.cli.main import main
 from mtyolo.config.model import shipped_configs
 from mtyolo.data.records import Problems, Split
 from mtyolo.errors import DataError, StoreError
+from mtyolo.evaluation.pictures import comparison
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.shards import Contents, read_contents, shard_path, write_shard
 from mtyolo.model import Model
@@ -112,6 +114,37 @@ def test_a_damaged_store_is_not_the_pictures_fault(given: Model, folder: Path, m
     with pytest.raises(StoreError):
         predict(given, folder, features=store, problems=problems)
     assert not problems.counts
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_where_they_are_judged_and_predicted_from(
+    value: float, images: Path, split: Split, given: Model, folder: Path, make_store: MakeStore
+) -> None:
+    store = make_store().directory
+    path = shard_path(store, "train", 0)
+    contents, tensors = read_contents(path), load_file(path)
+    tensors["16"][2, 0, 1, 1] = value
+    write_shard(path, tensors, contents)
+    said = r"store: the features of 1 of 4 images are not finite, first of .*0002\.png; run mtyolo extract again"
+    with pytest.raises(StoreError, match=said):
+        predict(given, folder, features=store, batch=4)
+    with pytest.raises(StoreError, match=said):
+        validate(given, images, split="train", features=store, batch=4)
+    with pytest.raises(StoreError, match=r"the features of 1 of 6 images .*0002\.png"):
+        comparison(given, replace(split, records=split.records[:6]), features=store)
+
+
+def test_an_extractor_that_gives_no_numbers_is_named_where_it_is_judged_and_predicts(
+    images: Path, folder: Path
+) -> None:
+    model = make_model(images, {"name": "tiny"})
+    assert model.extractor is not None
+    model.extractor.convolutions[1].bias.data[0] = float("nan")
+    said = r"extractor tiny: the features of 4 of 4 images are not finite, first of .*0000\.png; mend the extractor"
+    with pytest.raises(DataError, match=said):
+        predict(model, folder, size=SIZE, batch=4)
+    with pytest.raises(DataError, match=said):
+        validate(model, images, split="train", size=SIZE, batch=4)
 
 
 def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:

@@ -252,6 +252,26 @@ def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore,
             extract(extractor, [split], store.directory, size, options)
 
 
+def test_features_of_other_arguments_or_another_module_are_not_written_beside(
+    make_store: MakeStore, split: Split
+) -> None:
+    """Where the weights are the same; a store that says nothing of them, as earlier ones, goes on."""
+    said = {"name": "mine:Net", "arguments": '{"crop": 1}', "weights": "none"}
+    store, silent = make_store(source=said), make_store("silent")
+    for source, words in (
+        (said | {"arguments": '{"crop": 2}'}, r"arguments \{\"crop\": 1\}, not \{\"crop\": 2\}\); give another folder"),
+        (said | {"name": "yours:Net"}, r"made with the extractor mine:Net, not yours:Net\); give another folder"),
+    ):
+        with pytest.raises(StoreError, match=f"holds other features .*{words}"):
+            extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(source=source))
+        with pytest.raises(StoreError, match=r"64 px, not 96 px.*; give another folder"):
+            extract(TinyExtractor(), [split], store.directory, 96, ExtractOptions(source=source))
+    for directory, source in ((silent.directory, said), (store.directory, {}), (store.directory, said)):
+        options = ExtractOptions(batch=4, source=source)
+        assert extract(TinyExtractor(), [split], directory, SIZE, options).kept == 3
+    assert store.manifest.fingerprint == silent.manifest.fingerprint
+
+
 def test_a_size_that_does_not_divide_is_refused_with_the_nearest(split: Split, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"multiple of the largest stride, 32; use 96"):
         extract(TinyExtractor(), [split], tmp_path / "store", 100)

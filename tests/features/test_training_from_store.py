@@ -16,15 +16,17 @@ from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
 from mtyolo.cli.main import main
+from mtyolo.config.model import ExtractorConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Problems, Split, labels_of, without_keypoints
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError, DataError, StoreError
 from mtyolo.evaluation.validate import validate as validation
+from mtyolo.extractors import make_extractor
 from mtyolo.features.dataset import StoreDataset
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.standin import source_of
+from mtyolo.features.standin import source_of, stand_in
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
 from mtyolo.structures import Batch
@@ -88,6 +90,24 @@ def store(data: Path, tmp_path: Path) -> Path:
     options = ExtractOptions(dtype="fp32", source=source_of(model.config.extractor))
     extract(model.extractor, [load_split(data, split) for split in ("train", "val")], tmp_path / "store", SIZE, options)  # type: ignore[arg-type]
     return tmp_path / "store"
+
+
+def test_classes_that_fill_themselves_have_no_weights_of_imagenet(data: Path, tmp_path: Path) -> None:
+    own = ExtractorConfig(name="own_extractor:Frozen")
+    assert source_of(own).keys() == {"name", "arguments"}
+    assert source_of(ExtractorConfig(name="timm/resnet18"))["weights"] == "imagenet"
+    (tmp_path / "mine.safetensors").write_bytes(b"weights")
+    filled = own.model_copy(update={"weights": str(tmp_path / "mine.safetensors")})
+    made = source_of(own)
+    for number, source in enumerate((made, made | {"weights": "imagenet"}, made | {"weights": "none"})):
+        folder = tmp_path / str(number)
+        extract(
+            make_extractor(own, (), trust=True), [load_split(data, "val")], folder, SIZE, ExtractOptions(source=source)
+        )
+        stand_in(folder)(own)
+        stand_in(folder)(own.model_copy(update={"weights": "none"}))
+        with pytest.raises(StoreError, match=r"weights none, the model file says mine\.safetensors"):
+            stand_in(folder)(filled)
 
 
 @pytest.fixture

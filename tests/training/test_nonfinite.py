@@ -22,11 +22,16 @@ from mtyolo.training.train import train
 MakeModel = Callable[[], Model]
 
 
+@pytest.mark.parametrize("batch", [1, 4])
 def test_a_run_that_diverges_names_the_images_counts_and_stops(
-    make_model: MakeModel, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    batch: int,
+    make_model: MakeModel,
+    shapes: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = TrainConfig(
-        epochs=20, imgsz=64, batch=4, workers=0, device="cpu", lr=1e15, clip_norm=None, warmup_epochs=0
+        epochs=20, imgsz=64, batch=batch, workers=0, device="cpu", lr=1e15, clip_norm=None, warmup_epochs=0
     )
     with (
         caplog.at_level(logging.WARNING, "mtyolo"),
@@ -90,3 +95,28 @@ def test_a_gradient_that_is_not_finite_undoes_and_names_all_batches_of_the_step(
     steps.step(third)
     assert (steps.work.guard.skipped, steps.work.guard.in_a_row) == (2, 0), "the next step begins anew"
     assert len(steps.gradients) == 1
+
+
+def test_a_stage_without_a_step_is_a_failure_and_one_with_a_step_is_not(make_model: MakeModel, shapes: Path) -> None:
+    model, batch = make_model().train(), batches_of(shapes, 3)[0]
+    guard = NonFiniteGuard(model, load_split(shapes, "train").records)
+    bad = {"detect": torch.tensor(math.nan)}
+    guard.end_stage()
+    guard.remember(batch)
+    guard.skip(batch, bad)
+    resumed = NonFiniteGuard(model, guard.records)
+    resumed.load_state_dict(guard.state_dict())
+    resumed.remember(batch)
+    resumed.end_stage()
+    for _ in range(2):
+        guard.remember(batch)
+        guard.skip(batch, bad)
+    with pytest.raises(
+        MtyoloError, match=r"detect is nan for all 3 batches of a stage, the last of .*2\.png: training"
+    ):
+        guard.end_stage()
+    earlier = NonFiniteGuard(model, guard.records)
+    earlier.load_state_dict({"skipped": 2, "in_a_row": 2})
+    earlier.remember(batch)
+    earlier.skip(batch, bad)
+    earlier.end_stage()
