@@ -189,7 +189,8 @@ def open_to_judge(path: str | Path, data: Data, **options: Any) -> Model:
     model = open_model(path, data=data, **options)
     fresh = model.fresh_classes
     if fresh:
-        weights = options.get("weights") or model.config.detector.weights or path
+        own = Path(path).suffix == checkpoint.SUFFIX  # which knows of itself what it was not taught
+        weights = options.get("weights") or (path if own else model.config.detector.weights or path)
         found = f"{weights}: does not know {len(fresh)} of {len(model.names)} classes, first {fresh[0]!r}"
         if len(fresh) == len(model.names):
             raise CheckpointError(

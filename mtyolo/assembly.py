@@ -106,7 +106,9 @@ def assemble(
         graph=graph,
         branches=_branches(tasks, graph, len(names)),
         names=names,
-        config=config.model_copy(update={"tasks": tasks, "names": names}),
+        config=config.model_copy(update={"tasks": tasks, "names": names}).with_unknown(
+            name for name in config.unknown_classes or () if name in names.values()
+        ),
     )
 
 

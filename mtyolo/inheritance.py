@@ -23,7 +23,7 @@ def inherit(path: Path | str, model: Model) -> None:
     """Copy what weights that mtyolo wrote have in common with a model: extractor, adapters, graph, branches.
 
     A branch that the file does not have, or a keypoint branch's heat-maps, stay fresh. Classes are matched by name;
-    those that it does not know stay fresh, too, and are noted as the model's `fresh_classes`. Features that its
+    those that it does not know stay fresh, too, and become the model's `fresh_classes`. Features that its
     extractor did not give are refused. The model is in evaluation mode then.
     Raises CheckpointError naming the first tensor that does not fit.
     """
@@ -48,8 +48,8 @@ def inherit(path: Path | str, model: Model) -> None:
             )
         tensor.copy_(source[key])
     model.eval()
-    unknown = {*unknown_classes(saved.config.names or {}, model.names), *(saved.config.unknown_classes or ())}
-    model.config = model.config.with_unknown(name for name in model.names.values() if name in unknown)
+    untaught = saved.config.unknown_classes or ()
+    model.config = model.config.with_unknown(unknown_classes(saved.config.names or {}, model.names, untaught))
     if model.config.imgsz is None and saved.config.imgsz is not None:
         model.config = model.config.with_size(saved.config.imgsz)
     if "adapters" in known:

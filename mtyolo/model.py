@@ -101,16 +101,14 @@ class Model(nn.Module):
         """
         size = self._input_size(images, pyramid, size)
         if pyramid is not None:  # stores keep half precision, numpy counts in double
-            kind = next(self.branches.parameters()).dtype
-            pyramid = {stride: features.to(kind) for stride, features in pyramid.items()}
+            pyramid = self._as_weights(pyramid)
         if images is not None:
             images = images.contiguous(memory_format=channels_last)
         if pyramid is None and self.extractor is not None:
             assert images is not None, "one of the two is there"
             pyramid = features_of(self.extractor, images)
-            if not torch.is_autocast_enabled(images.device.type):  # which brings both together by itself
-                kind = images.dtype
-                pyramid = {stride: features.to(kind) for stride, features in pyramid.items()}
+            if images.is_meta or not torch.is_autocast_enabled(images.device.type):  # which brings both together
+                pyramid = self._as_weights(pyramid)
         adapted = self.adapters(pyramid, size) if self.adapters is not None else {}
         # Aliases: a fine level is also on the way to the coarse ones, but balancers want each task's gradient on what
         # its branch saw, without that way.
@@ -181,6 +179,10 @@ class Model(nn.Module):
             "detector.neck": lambda number: number >= length,
         }.get(name, lambda number: f"detector.{number}" == name)
         return [(f"graph.layers.{key}", layer) for key, layer in self.graph.layers.items() if wanted(int(key))]
+
+    def _as_weights(self, pyramid: Pyramid) -> Pyramid:
+        kind = next(self.branches.parameters()).dtype
+        return {stride: features.to(kind) for stride, features in pyramid.items()}
 
     def _input_size(self, images: Tensor | None, pyramid: Pyramid | None, size: Size | None) -> Size:
         if images is None and pyramid is None:

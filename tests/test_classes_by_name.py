@@ -149,3 +149,5 @@ def test_features_may_come_in_half_precision() -> None:
     assert model(images).detect[0].dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(images).detect[0].isfinite().all()
+    for kind in (torch.float64, torch.float16):  # of which the extractor makes what it likes
+        assert model(images.to(kind)).detect[0].dtype == torch.float32

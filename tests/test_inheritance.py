@@ -86,6 +86,14 @@ def test_data_with_other_classes_than_the_weights_names_the_route_and_it_works(
     assert model.fresh_classes == ("hound",)
 
 
+def test_what_was_not_taught_is_unknown_under_another_name_too(tmp_path: Path) -> None:
+    counted = build(config(names=["0", "1"]))
+    counted.config = counted.config.with_unknown(("1",))
+    path = save_weights(counted, tmp_path / "counted.safetensors")
+    assert build(config(names=["cat", "dog"]), weights=path).fresh_classes == ("dog",)
+    assert build(counted.config.model_copy(update={"names": {0: "cat", 1: "dog"}})).fresh_classes == ()
+
+
 def test_the_official_weights_that_adapters_are_aligned_to_are_remembered(tmp_path: Path, test_data: Path) -> None:
     weights = str(test_data / "weights" / "yolov5n.pt")
     before = build(config(detector={"graph": "yolov5n.yaml", "weights": weights}, names=None))

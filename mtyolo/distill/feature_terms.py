@@ -94,8 +94,16 @@ class GradientTerm(FeatureTerm):
 
 
 def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:
-    """Sized from both sides. Raises ConfigError for layers that are not there, or weights that do not fit."""
-    return [_term(one, config, student, opened) for one in config.feature_terms]
+    """Sized from both sides. Raises ConfigError for layers that are not there, weights that do not fit, and a teacher
+    that only says something about layers that nothing which trains leads to."""
+    terms = [_term(one, config, student, opened) for one in config.feature_terms]
+    layers = sorted({layer for term in terms for layer in term.student_layers})
+    if layers and not config.output and not any(_trains(student, layer) for layer in layers):
+        raise ConfigError(
+            f"teacher {config.weights}: features looks at layers {', '.join(map(str, layers))}, but nothing up to them "
+            "trains in this stage, so the student could not follow; let it train, or name later layers"
+        )
+    return terms
 
 
 def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened: Opened) -> FeatureTerm:
@@ -115,12 +123,6 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
             raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}")
         own = student.graph.levels[pair.student].channels
         losses.append(FEATURE_LOSSES[config.method](own, opened.channels[pair.teacher]))
-    if not any(_trains(student, pair.student) for pair in pairs):
-        numbers = ", ".join(str(pair.student) for pair in pairs)
-        raise ConfigError(
-            f"distill: features: {config.method} looks at layers {numbers}, but nothing up to them trains in this "
-            "stage, so the student could not follow; let it train, name later layers, or leave this loss out"
-        )
     if config.method != "gradient":
         return FeatureTerm(config.method, pairs, losses)
     return GradientTerm(config.method, pairs, losses, _with_own_head(teacher, student, opened))

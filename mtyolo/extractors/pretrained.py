@@ -156,9 +156,8 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def identity_of(extractor: nn.Module) -> dict[str, str]:
-    """What an extractor says it is, by default the name of its class, and a hash of its weights where it has some and
-    says nothing of them."""
-    identity = {"name": type(extractor).__name__} | dict(getattr(extractor, "identity", {}))
+    """What an extractor says it is, and a hash of its weights where it has some and says nothing of them."""
+    identity = dict(getattr(extractor, "identity", {}))
     if "weights" not in identity and extractor.state_dict():
         identity["weights"] = weights_hash(extractor)
     return identity

@@ -50,7 +50,7 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
     if empty:
         raise ConfigError(f"split {empty}: has no images to extract")
     manifest = Manifest(
-        extractor=identity_of(extractor),
+        extractor={"name": type(extractor).__name__} | identity_of(extractor),
         size=size,
         levels=levels,
         dtype=options.dtype,

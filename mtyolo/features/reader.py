@@ -91,11 +91,19 @@ class FeatureStore:
         model: has an `extractor` with `levels` and `identity`. Returns the row of each image of the split.
         Raises StoreError saying in one sentence what differs.
         """
-        extractor = model.extractor
-        if extractor is None:
+        if model.extractor is None:
             raise StoreError(f"{self.directory}: this model has no extractor, so it takes images and not features")
-        self.check_made_by(identity_of(extractor), extractor.levels, size)
+        self.check_made_by(self.identity_for(model), model.extractor.levels, size)
         return self.index(split.name).match(split.records)
+
+    def identity_for(self, model: Any) -> dict[str, str]:
+        """What a model's extractor says it is. One without a name goes by that of its class, as `mtyolo extract` notes
+        it; beside a store of another program by that in the model file, as it must stand in the store."""
+        identity = identity_of(model.extractor)
+        if "name" in identity:
+            return identity
+        named = type(model.extractor).__name__ if self.manifest.made_here else model.config.extractor.name
+        return {"name": named} | identity
 
     def check_made_by(self, identity: Mapping[str, str], levels: Sequence[Level], size: int) -> None:
         """Raises StoreError where extractor, levels or size are not those of the store."""

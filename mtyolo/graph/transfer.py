@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +37,7 @@ def transfer(official: OfficialCheckpoint, model: Model) -> None:
     """Copy an official checkpoint into a model: graph, detect branch, and the segment branch of a -seg file.
 
     Classes are matched by name where the class lists differ; those that the checkpoint does not know keep their fresh
-    weights and are noted as the model's `fresh_classes`. Its anchors come along: they are never re-fitted under a
+    weights and become the model's `fresh_classes`. Its anchors come along: they are never re-fitted under a
     pretrained head.
     Raises CheckpointError naming the first tensor that does not fit.
     """
@@ -122,10 +122,12 @@ def class_rows(
     return found.flatten(0, 1)
 
 
-def unknown_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> tuple[str, ...]:
-    """Those of ours that `class_rows` leaves fresh."""
+def unknown_classes(
+    theirs: Mapping[int, str], ours: Mapping[int, str], untaught: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Those of ours that `class_rows` leaves fresh, or takes from rows that are fresh there: their names."""
     picks = _same_classes(theirs, ours)
-    return tuple(name for number, name in ours.items() if number not in picks)
+    return tuple(name for number, name in ours.items() if number not in picks or theirs[picks[number]] in untaught)
 
 
 def _same_classes(theirs: Mapping[int, str], ours: Mapping[int, str]) -> dict[int, int]:

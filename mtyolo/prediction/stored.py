@@ -10,7 +10,6 @@ import torch
 from mtyolo.data.images import image_size
 from mtyolo.data.records import ImageRecord, Problems, labels_of
 from mtyolo.errors import DataError, StoreError
-from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.finite import check_stored
 from mtyolo.features.index import change
 from mtyolo.features.reader import FeatureStore
@@ -38,7 +37,7 @@ class StoredInputs:
         if model.extractor is None:
             raise StoreError(f"{directory}: this model has no extractor, so it takes images and not features")
         self.indices = {split: self.store.index(split) for split in self.store.manifest.splits}
-        self.store.check_made_by(identity_of(model.extractor), model.extractor.levels, self.store.manifest.size)  # type: ignore[arg-type]
+        self.store.check_made_by(self.store.identity_for(model), model.extractor.levels, self.store.manifest.size)  # type: ignore[arg-type, union-attr]
 
     def __call__(self, sources: Sequence[Source], problems: Problems) -> Inputs:
         """Those that can be used; the others become problems."""

@@ -70,8 +70,9 @@ def name_classes(student: Model, plan: PlanConfig, own: Own | None = None) -> No
         path = resolve_beside(teacher.weights, Path("plan.yaml"))
         names = {} if path is None else open_source(teacher, own).names
         if len(names) == len(student.names) and not only_numbered(names):
+            fresh = [names[number] for number, name in student.names.items() if name in student.fresh_classes]
             student.names = dict(names)
-            student.config = student.config.model_copy(update={"names": dict(names)})
+            student.config = student.config.model_copy(update={"names": dict(names)}).with_unknown(fresh)
             return
 
 

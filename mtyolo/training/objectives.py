@@ -74,7 +74,8 @@ def losses(
     chosen = model.tasks if tasks is None else tuple(tasks)
     if unknown := [task for task in chosen if task not in model.tasks]:
         raise ConfigError(f"the model has no task {unknown[0]!r}; it has {', '.join(model.tasks)}")
-    check_targets(targets, outputs, classes=len(model.names), points=model.keypoints)
+    points = model.keypoints if "keypoint" in chosen else None
+    check_targets(targets, outputs, classes=len(model.names), points=points)
     return _losses(model, outputs, targets, chosen, gains, sigmas)
 
 

@@ -329,6 +329,19 @@ def test_pictures_join_points_as_json_or_data_file_say(pointed: Path, in_json: A
     assert load_split(pointed, "val").skeleton == expected
 
 
+def test_points_of_a_class_that_is_left_out_do_not_count(pointed: Path) -> None:
+    """Neither how they are joined, nor what they become in a mirror."""
+    path = pointed.parent / "val.json"
+    content = json.loads(path.read_text())
+    points = ["left", "right", "left", "right"]
+    content["categories"].insert(0, {"id": 9, "name": "hand", "keypoints": points[:2], "skeleton": [[2, 1]]})
+    content["categories"][2]["skeleton"] = [[1, 2]]
+    path.write_text(json.dumps(content))
+    put(pointed, f"{pointed.read_text()}names: [cup, person]\n")
+    found = load_split(pointed, "val")
+    assert (found.skeleton, found.flip_idx) == ([(0, 1)], None)
+
+
 @pytest.mark.parametrize("wrong", ["[[0, -1]]", "[[0]]", "[0, 1]", "[[0, 1, 1]]", "body"])
 def test_a_skeleton_is_a_list_of_pairs(pointed: Path, wrong: str) -> None:
     put(pointed, f"{pointed.read_text()}skeleton: {wrong}\n")

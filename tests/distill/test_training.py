@@ -277,7 +277,7 @@ def test_a_resumed_run_finds_its_cache_wherever_one_stands(
         (
             {"features": [{"method": "gradient"}]},
             PLAIN | {"train": ["detect"]},
-            "gradient looks at layers 17, 20, 23, but nothing up to them trains in this stage",
+            "features looks at layers 17, 20, 23, but nothing up to them trains in this stage",
         ),
         (
             {"features": [{"method": "gradient"}]},
@@ -287,7 +287,7 @@ def test_a_resumed_run_finds_its_cache_wherever_one_stands(
         (
             {"features": [{"method": "fitnets", "layers": [4, 6]}]},
             PLAIN | {"train": ["detector.neck", "detect"]},
-            "fitnets looks at layers 4, 6, but nothing up to them trains in this stage",
+            "features looks at layers 4, 6, but nothing up to them trains in this stage",
         ),
     ],
 )

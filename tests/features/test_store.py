@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -32,10 +33,11 @@ MakeStore = Callable[..., FeatureStore]
 
 
 class OnTiny:
-    """Stands for a model: the store looks at its extractor only."""
+    """Stands for a model: the store looks at its extractor, and at what its model file calls it."""
 
     def __init__(self, extractor: object) -> None:
         self.extractor = extractor
+        self.config = SimpleNamespace(extractor=SimpleNamespace(name="mine"))
 
 
 def check(model: OnTiny, directory: Path, split: Split, size: int) -> None:
@@ -236,7 +238,10 @@ def test_a_class_that_says_nothing_of_itself_is_known_by_its_name_and_weights(sp
     manifest = tmp_path / "store" / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(content | {"extractor": {"name": "lab-cpp"}, "versions": {}}))
-    with pytest.raises(StoreError, match="made with the extractor lab-cpp, not Plain; give a store of the features"):
+    with pytest.raises(StoreError, match="made with the extractor lab-cpp, not mine; give a store of the features"):
+        check(OnTiny(Plain()), tmp_path / "store", split, SIZE)
+    manifest.write_text(json.dumps(content | {"extractor": {"name": "mine"}, "versions": {}}))
+    with pytest.raises(StoreError, match="belongs to another store"):  # the shards, after name and size fit
         check(OnTiny(Plain()), tmp_path / "store", split, SIZE)
 
 

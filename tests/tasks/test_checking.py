@@ -51,7 +51,9 @@ WRONG: dict[str, tuple[Change, str]] = {
         "image_index: 2 is none of the 2 images in the",
     ),
     "float classes": (lambda t: {"classes": t.classes.float()}, r"classes: expected int64 \[2\] .*, got float32 \[2\]"),
-    "int32 images": (lambda t: {"image_index": t.image_index.int()}, "image_index: expected int64 .*, got int32"),
+    "float images": (lambda t: {"image_index": t.image_index.float()}, "image_index: expected int64 .*, got float32"),
+    "points in pixels": (lambda t: {"keypoints": t.keypoints * 64}, "keypoints: x and y are fractions of the network"),  # type: ignore[operator]
+    "endless points": (lambda t: {"keypoints": t.keypoints / 0}, "keypoints: x and y are fractions .*and finite"),  # type: ignore[operator]
     "too few classes": (lambda t: {"classes": t.classes[:1]}, r"classes: expected int64 \[2\] for 2 objects.*\[1\]"),
     "one box": (lambda t: {"boxes_cxcywh": t.boxes_cxcywh[0]}, r"boxes_cxcywh: expected float32 \[4, 4\]|image_index"),
     "double boxes": (lambda t: {"boxes_cxcywh": t.boxes_cxcywh.double()}, "boxes_cxcywh: expected float32 .*float64"),
@@ -73,6 +75,24 @@ def test_wrong_targets_are_named(name: str, model: Model, outputs: Outputs) -> N
     good = targets()
     with pytest.raises(DataError, match=f"targets: {message}"):
         losses(model, outputs, replace(good, **change(good)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {"boxes_cxcywh": t.boxes_cxcywh + torch.tensor([-0.5 - 1e-7, 0, 0, 0.7 + 1e-7])},
+        lambda t: {"boxes_cxcywh": t.boxes_cxcywh.half()},
+        lambda t: {"keypoints": t.keypoints.bfloat16()},
+        lambda t: {"classes": t.classes.int(), "image_index": t.image_index.int()},
+    ],
+)
+def test_what_losses_can_take_passes(change: Change, model: Model, outputs: Outputs) -> None:
+    good = replace(targets(), boxes_cxcywh=targets().boxes_cxcywh[:1].repeat(2, 1))
+    assert losses(model, outputs, replace(good, **change(good))).tasks.keys() == {"detect", "segment", "keypoint"}
+
+
+def test_points_that_do_not_count_are_not_checked(model: Model, outputs: Outputs) -> None:
+    assert losses(model, outputs, replace(targets(), keypoints=torch.rand(2, 5, 3)), tasks=["detect"]).tasks
 
 
 def test_right_targets_pass(model: Model, outputs: Outputs) -> None:

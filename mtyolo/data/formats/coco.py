@@ -176,9 +176,13 @@ def _mark_labelled(files: Sequence[CocoFile]) -> None:
                 image.labelled.add("keypoint")
 
 
+def _used_categories(file: CocoFile) -> list[dict[str, Any]]:
+    return [category for category in file.entries("categories") if identity_of(category.get("id")) in file.classes]
+
+
 def _flip_by_name(file: CocoFile) -> list[int] | None:
     """What each keypoint becomes in a mirror, where names say left and right."""
-    for category in file.entries("categories"):
+    for category in _used_categories(file):
         names = _point_names(file, category)
         mirrored = [_mirror(name) for name in names]
         if names and set(mirrored) == set(names) and len(set(names)) == len(names) and mirrored != names:
@@ -189,7 +193,7 @@ def _flip_by_name(file: CocoFile) -> list[int] | None:
 def _skeleton(file: CocoFile, points: int | None) -> list[tuple[int, int]] | None:
     """Pairs of points that a category joins, counted from 0. It is for pictures only: one that is not as it should be
     counts as none."""
-    for category in file.entries("categories"):
+    for category in _used_categories(file):
         pairs = category.get("skeleton")
         if points and isinstance(pairs, list) and pairs and all(_is_edge(pair, points) for pair in pairs):
             return [(start - 1, end - 1) for start, end in pairs]  # COCO counts them from 1
