@@ -218,6 +218,15 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def whole_path(name: str, file: Path, *, folders: bool = False) -> str:
+    """The whole path of a file that a YAML file names, beside it or where one stands; the name alone where there is
+    none. folders: saved outputs of a teacher are one."""
+    found = resolve_beside(name, file)
+    if found is None and folders and name:
+        found = next((path for path in (file.parent / name, Path(name)) if path.is_dir()), None)
+    return str(found.absolute()) if found else name
+
+
 def shipped_configs() -> Path:
     """The folder of YAML files that come with mtyolo: in the package once installed, else in the checkout."""
     package = Path(__file__).resolve().parents[1]

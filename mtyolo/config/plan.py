@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
-from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs
+from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs, whole_path
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
@@ -185,22 +185,13 @@ def with_files_beside(plan: PlanConfig, file: Path) -> PlanConfig:
     """Models and teachers that lie beside the plan's file, found from anywhere."""
     own = [assistant.name for assistant in plan.assistants]
     named = [weights for learner in (plan, *plan.assistants) for weights in learner.teachers if weights not in own]
-    located = {weights: _located(weights, file, folders=True) for weights in named}
+    located = {weights: whole_path(weights, file, folders=True) for weights in named}
     assistants = []
     for assistant in plan.assistants:
         files = {key: getattr(assistant, key) for key in ("model", "weights")}
-        places = {key: _located(name, file) for key, name in files.items() if isinstance(name, str)}
+        places = {key: whole_path(name, file) for key, name in files.items() if isinstance(name, str)}
         assistants.append(assistant.model_copy(update=places).taught_by(located))
     return plan.model_copy(update={"assistants": assistants}).taught_by(located)
-
-
-def _located(name: str, file: Path, *, folders: bool = False) -> str:
-    """The whole path of a file that the plan names, beside the plan or where one stands; the name alone where there is
-    none. folders: saved outputs of a teacher are one."""
-    found = resolve_beside(name, file)
-    if found is None and folders and name:
-        found = next((path for path in (file.parent / name, Path(name)) if path.is_dir()), None)
-    return str(found.absolute()) if found else name
 
 
 def _twice(names: list[str]) -> str | None:
