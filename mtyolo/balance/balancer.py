@@ -27,8 +27,15 @@ class Balancer(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+def with_gradient(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without those that reach nothing that trains, as alignment of frozen adapters: there is no gradient to look at."""
+    return {task: loss for task, loss in losses.items() if loss.requires_grad}
+
+
 def weighted_backward(losses: Mapping[str, Tensor], weights: Mapping[str, float], scale: float) -> dict[str, float]:
     """The gradient of the weighted sum. Returns the weights of the losses that are there."""
+    if not losses:
+        return {}
     used = {task: weights.get(task, 1.0) for task in losses}
     total = torch.stack([used[task] * loss for task, loss in losses.items()]).sum()
     if total.requires_grad:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjd.aggregation import Aggregator, FairGrad, GradVac
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from mtyolo.balance.balancer import weighted_backward
+from mtyolo.balance.balancer import weighted_backward, with_gradient
 
 
 class GradientBalancer:
@@ -31,6 +31,7 @@ class GradientBalancer:
 
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         features = [feature for feature in shared if feature.requires_grad]
+        losses = with_gradient(losses)
         if not features or len(losses) < 2:
             return weighted_backward(losses, self.weights, scale)
         for feature in features:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from mtyolo.balance.balancer import weighted_backward
+from mtyolo.balance.balancer import weighted_backward, with_gradient
 
 ALPHA = 1.5
 """Strength of the pull towards equal training rates; the paper's value for tasks of different difficulty."""
@@ -33,6 +33,7 @@ class GradNorm:
 
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], scale: float) -> dict[str, float]:
         features = [feature for feature in shared if feature.requires_grad]
+        losses = with_gradient(losses)
         values = {task: losses[task] * self.factors.get(task, 1.0) for task in self.tasks if task in losses}
         chosen = dict(zip(self.tasks, self.weights.tolist(), strict=True))
         if features and len(values) > 1:

@@ -36,9 +36,8 @@ def training_step(state: RunState, work: StageWork, batch: Batch, tools: Tools) 
 
 def backward(work: StageWork, losses: Losses, images: float, tools: Tools) -> dict[str, float]:
     """Add the balanced gradient. Returns the tasks' weights."""
-    # Without tasks that say nothing in this batch, as keypoints without people, or nothing to what trains: zero would
-    # unsettle balancers.
-    found = {task: loss for task, loss in losses.tasks.items() if loss.requires_grad and float(loss.detach()) > 0}
+    # Without tasks that say nothing in this batch, as keypoints without people: zero would unsettle balancers.
+    found = {task: loss for task, loss in losses.tasks.items() if float(loss.detach()) > 0}
     if not found:
         return {}
     factor = work.gradient_factor(losses, images, tools.accelerator.num_processes)
