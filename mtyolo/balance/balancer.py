@@ -28,7 +28,7 @@ class Balancer(Protocol):
 
 
 def with_gradient(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without those that reach nothing that trains, as alignment of frozen adapters: there is no gradient to look at."""
+    """Without those that reach nothing that trains, as alignment of frozen adapters: these have none."""
     return {task: loss for task, loss in losses.items() if loss.requires_grad}
 
 
