@@ -81,14 +81,16 @@ def stage_distiller(
     model: Model,
     split: Split,
     config: TrainConfig,
-    store: FeatureStore | None,
     accelerator: Accelerator,
+    *,
+    stored: bool,
     own: Own | None = None,
 ) -> Distiller | None:
-    """The teachers that a stage names; own: as above. Raises ConfigError for what can not go together."""
+    """The teachers that a stage names. stored: does it read a feature store? own: as above. Raises ConfigError for what
+    can not go together."""
     if stage.config.distill is None:
         return None
-    refuse(stage.config, config, stored=store is not None, processes=accelerator.num_processes)
+    refuse(stage.config, config, stored=stored, processes=accelerator.num_processes)
     sigmas = split.sigmas or (model.keypoint.sigmas if model.keypoint else None)
     return make_distiller(
         stage.config.distill, model, imgsz=config.imgsz, device=accelerator.device, sigmas=sigmas, own=own

@@ -134,7 +134,7 @@ def make_work(
     alone = stage.config.objective == "align"
     split = without_labels(split) if alone else counted_images(stage, model, split)
     weights = {str(task): weight for task, weight in plan.task_weights.items()}
-    distiller = stage_distiller(stage, model, split, config, store, accelerator, own)
+    distiller = stage_distiller(stage, model, split, config, accelerator, stored=store is not None, own=own)
     learned = []
     if distiller is not None:
         copy_from_first(distiller.learned)
