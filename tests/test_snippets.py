@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,8 +15,10 @@ import mtyolo
 from mtyolo.api import train
 from mtyolo.config.model import Strict
 from mtyolo.config.training import TrainConfig
+from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.features.planning import ExtractOptions
+from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
@@ -62,6 +65,14 @@ def test_the_readme_does_what_it_says(folder: Path, monkeypatch: pytest.MonkeyPa
     assert names["MyNet"]()(names["images"])[16].shape == (1, 64, 40, 40)
 
 
+def save_arrays(split: Split) -> None:
+    """A file for each stride and picture, of one channel."""
+    for stride in (8, 16, 32):
+        Path(f"arrays/{stride}").mkdir(parents=True)
+        for record in split.records:
+            np.save(f"arrays/{stride}/{record.path.stem}.npy", np.zeros((1, 640 // stride, 640 // stride), np.float16))
+
+
 @pytest.mark.slow
 def test_the_docs_do_what_they_say(folder: Path) -> None:
     model = mtyolo.build("shapes-lite0.yaml", data="coco.yaml")
@@ -69,11 +80,13 @@ def test_the_docs_do_what_they_say(folder: Path) -> None:
     extract(model.extractor, [split], "features", 64, ExtractOptions(source=source_of(model.config.extractor)))  # type: ignore[arg-type]
     names: dict[str, Any] = {"mtyolo": mtyolo, "model": model, "images": torch.rand(2, 3, 64, 64)}
     names |= {"image_index": torch.tensor([0, 1, 1]), "classes": torch.tensor([0, 5, 0])}
+    save_arrays(split)
     names["boxes_cxcywh"] = torch.tensor([[0.5, 0.5, 0.4, 0.2]]).repeat(3, 1)
     for document in ("docs/features.md", "docs/training.md"):
         assert snippets(document)
         for block in snippets(document):
             exec(block, names)
+    assert FeatureStore.open("my_features").manifest.splits == {"train": len(split)}
     assert next(iter(names["loader"])).pyramid.keys() == {8, 16, 32}
     assert names["loss"] > 0
     assert mtyolo.losses(model, model(names["images"]), names["targets"]).tasks.keys() == set(model.tasks)

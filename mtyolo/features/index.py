@@ -17,9 +17,9 @@ CHUNK = 1 << 20
 class SplitIndex:
     """The rows of one split, in the order in which they are stored."""
 
-    def __init__(self, split: str, contents: Sequence[Contents]) -> None:
+    def __init__(self, split: str, contents: Sequence[Contents], *, made_here: bool) -> None:
         self.split = split
-        self.made_here = all(content.fingerprint is not None for content in contents)
+        self.made_here = made_here
         """By mtyolo; otherwise another program has to make what is missing."""
         self.rows: list[Row] = [row for content in contents for row in content.rows]
         self.places: list[tuple[int, int]] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -42,10 +42,7 @@ class ExtractOptions:
 def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, options: ExtractOptions) -> Manifest:
     """What a new store of these features would say about itself. Raises ConfigError for a size that does not fit."""
     levels = {level.stride: level.channels for level in extractor.levels}
-    coarsest = max(levels)
-    if size <= 0 or size % coarsest:
-        fitting = max(1, round(size / coarsest)) * coarsest
-        raise ConfigError(f"image size {size}: expected a multiple of the largest stride, {coarsest}; use {fitting}")
+    check_size(size, levels)
     empty = next((split.name for split in splits if not len(split)), None)
     if empty:
         raise ConfigError(f"split {empty}: has no images to extract")
@@ -60,15 +57,25 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
         source=dict(options.source),
         versions={package: _version(package) for package in PACKAGES},
     )
+    return with_shards(manifest)
+
+
+def check_size(size: int, strides: Iterable[int]) -> None:
+    """Raises ConfigError for a size that does not fit."""
+    coarsest = max(strides)
+    if size <= 0 or size % coarsest:
+        fitting = max(1, round(size / coarsest)) * coarsest
+        raise ConfigError(f"image size {size}: expected a multiple of the largest stride, {coarsest}; use {fitting}")
+
+
+def with_shards(manifest: Manifest) -> Manifest:
+    """The same with as many images a shard as suit their bytes."""
     images = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_per_image(manifest)))
     return manifest.model_copy(update={"images_per_shard": images})
 
 
-def agreed_manifest(
-    extractor: Extractor, splits: Sequence[Split], directory: Path, size: int, options: ExtractOptions
-) -> Manifest:
-    """The manifest to write: the planned one, joined with the folder's. Raises StoreError for other features there."""
-    manifest = plan_manifest(extractor, splits, size, options)
+def joined(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest to write: the planned one with what the folder's has. Raises StoreError for other features there."""
     if not (directory / MANIFEST).exists():
         return manifest
     there = read_manifest(directory)

@@ -190,7 +190,7 @@ class FeatureStore:
         if found != count:
             raise StoreError(f"{self.directory}: the shards of {split} have {found} images, the manifest says {count}")
         self._shelves[split] = Shelf(self.directory, self.manifest, split, contents, self.residency, self.device)
-        self._indices[split] = SplitIndex(split, contents)
+        self._indices[split] = SplitIndex(split, contents, made_here=self.manifest.made_here)
 
 
 def _covers(pieces: Sequence[Piece], cells: int) -> bool:

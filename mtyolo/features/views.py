@@ -41,10 +41,7 @@ def draw(record: ImageRecord, name: str, size: int, views: int, *, mirror: bool)
 
     mirror: may views be mirrored? (Not where keypoints do not say which of them swap.)
     """
-    try:
-        status = record.path.stat()
-    except OSError as error:
-        raise DataError(f"{record.path}: can not be read: {error}") from None
+    row = row_of(record, name)
     shape = working_shape(record.height, record.width, size)
     placed = [further_view(name, number, shape, size, mirror=mirror) for number in range(1, views)]
     images = np.full((views, size, size, 3), PADDING_GREY, np.uint8)
@@ -57,17 +54,17 @@ def draw(record: ImageRecord, name: str, size: int, views: int, *, mirror: bool)
     except DataError as error:
         logger.warning("%s; stored as an image without labels", error)
         usable = False
-    row = Row(
-        name=name,
-        height=record.height,
-        width=record.width,
-        views=placed,
-        length=status.st_size,
-        modified=status.st_mtime_ns,
-        sha256=sha256_of(record.path),
-        usable=usable,
-    )
-    return Drawn(row, images)
+    return Drawn(row.model_copy(update={"views": placed, "usable": usable}), images)
+
+
+def row_of(record: ImageRecord, name: str) -> Row:
+    """What the store notes about an image and its file. Raises DataError where that can not be read."""
+    try:
+        status, sha256 = record.path.stat(), sha256_of(record.path)
+    except OSError as error:
+        raise DataError(f"{record.path}: can not be read: {error}") from None
+    size = {"height": record.height, "width": record.width, "length": status.st_size}
+    return Row(name=name, **size, modified=status.st_mtime_ns, sha256=sha256)
 
 
 def redraw(image: NDArray[np.uint8], row: Row, number: int, size: int) -> NDArray[np.uint8]:

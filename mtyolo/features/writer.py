@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtyolo.data.records import Split
-from mtyolo.errors import StoreError
 from mtyolo.extractors.base import Extractor, features_of
 from mtyolo.features.codec import encode
-from mtyolo.features.index import change, store_names
-from mtyolo.features.manifest import Manifest, write_manifest
-from mtyolo.features.planning import ExtractOptions, agreed_manifest
-from mtyolo.features.shards import Contents, Stored, check_shard, shard_path, write_shard
+from mtyolo.features.filling import Filling, Made, Written, fill
+from mtyolo.features.index import store_names
+from mtyolo.features.manifest import write_manifest
+from mtyolo.features.planning import ExtractOptions, joined, plan_manifest
 from mtyolo.features.views import Drawn, draw
 from mtyolo.memory import kept_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Written(NamedTuple):
-    """What an extraction did, in this process."""
-
-    images: int
-    shards: int
-    kept: int
-    """Shards that were there already, whole and right."""
-
-
-class _Work(NamedTuple):
-    """One split on its way into a store."""
-
-    directory: Path
-    manifest: Manifest
-    split: Split
-    names: list[str]
-
-    def span(self, number: int) -> range:
-        """The images of a shard."""
-        length = self.manifest.images_per_shard
-        return range(number * length, min((number + 1) * length, len(self.split)))
 
 
 @kept_memory()
@@ -70,57 +47,32 @@ def extract(
     """
     options = options or ExtractOptions()
     directory = Path(directory)
-    manifest = agreed_manifest(extractor, splits, directory, size, options)
+    manifest = joined(directory, plan_manifest(extractor, splits, size, options))
     if options.share[0] == 0:
         write_manifest(directory, manifest)
     extractor.to(options.device)
     done = Written(0, 0, 0)
     for split in splits:
         called = store_names(split.records) if names is None else list(names[split.name])
-        work = _Work(directory, manifest, split, called)
-        written = _extract_split(extractor, work, options, report)
+        work = Filling(directory, manifest, split, called)
+        make = partial(_extracted, extractor, work, options, report)
+        written = fill(work, make, report, options.share)
         done = Written(*(one + other for one, other in zip(done, written, strict=True)))
     return done
 
 
-def _extract_split(
-    extractor: Extractor, work: _Work, options: ExtractOptions, report: Callable[[int], None]
-) -> Written:
-    index, processes = options.share
-    numbers = range(index, work.manifest.shards(work.split.name), processes)
-    todo = []
-    for number in numbers:
-        if _is_right(work, number):
-            report(len(work.span(number)))
-        else:
-            todo.append(number)
-    images = sum(len(work.span(number)) for number in todo)
+def _extracted(
+    extractor: Extractor, work: Filling, options: ExtractOptions, report: Callable[[int], None], numbers: Sequence[int]
+) -> Generator[Made]:
+    """The shards of these numbers; images are read ahead, beyond the end of a shard."""
     with ThreadPoolExecutor(max(1, options.workers)) as pool:
-        drawn = _ahead(
-            pool, _drawer(work), (image for number in todo for image in work.span(number)), options.batch * 2
-        )
-        for number in todo:
-            _write(extractor, work, number, drawn, options, report)
-    if index == 0:
-        _remove_surplus(work)
-    return Written(images, len(todo), len(numbers) - len(todo))
+        images = (image for number in numbers for image in work.span(number))
+        drawn = _ahead(pool, _drawer(work), images, options.batch * 2)
+        for number in numbers:
+            yield _shard(extractor, work, number, drawn, options, report)
 
 
-def _is_right(work: _Work, number: int) -> bool:
-    """Is a shard there, undamaged, of this store, and of these very images?"""
-    try:
-        contents = check_shard(shard_path(work.directory, work.split.name, number))
-    except StoreError:
-        return False
-    span = work.span(number)
-    if contents.fingerprint != work.manifest.fingerprint or [row.name for row in contents.rows] != [
-        work.names[image] for image in span
-    ]:
-        return False
-    return not any(change(row, work.split.records[image]) for row, image in zip(contents.rows, span, strict=True))
-
-
-def _drawer(work: _Work) -> Callable[[int], Drawn]:
+def _drawer(work: Filling) -> Callable[[int], Drawn]:
     mirror = work.split.may_mirror
 
     def drawer(image: int) -> Drawn:
@@ -143,14 +95,14 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _write(
+def _shard(
     extractor: Extractor,
-    work: _Work,
+    work: Filling,
     number: int,
     drawn: Iterator[Drawn],
     options: ExtractOptions,
     report: Callable[[int], None],
-) -> None:
+) -> Made:
     span, views = work.span(number), work.manifest.views
     at_once = max(1, options.batch // views)
     rows, parts = [], []
@@ -161,10 +113,7 @@ def _write(
         images = torch.from_numpy(np.concatenate([item.images for item in batch]))
         parts.append(encode(compute(extractor, images, options.device), options.dtype))
         report(len(batch))
-    tensors: Stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    _check_shapes(work.manifest, tensors)
-    contents = Contents(fingerprint=work.manifest.fingerprint, rows=rows)
-    write_shard(shard_path(work.directory, work.split.name, number), tensors, contents)
+    return Made(rows, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 @torch.inference_mode()
@@ -172,21 +121,6 @@ def compute(extractor: Extractor, images: Tensor, device: str | torch.device) ->
     """images: [n, H, W, 3] uint8 -> the pyramid, computed as the model does it for images."""
     pixels = images.to(device).permute(0, 3, 1, 2).float() / 255
     return dict(features_of(extractor.eval(), pixels))
-
-
-def _check_shapes(manifest: Manifest, tensors: Stored) -> None:
-    for stride in manifest.levels:
-        found, expected = tuple(tensors[str(stride)].shape[1:]), manifest.shape(stride)
-        if found != expected:
-            raise StoreError(f"stride {stride}: the extractor gave features of {found}, expected {expected}")
-
-
-def _remove_surplus(work: _Work) -> None:
-    """Shards beyond the last: the data set was larger once."""
-    folder = work.directory / work.split.name
-    keep = {shard_path(work.directory, work.split.name, n) for n in range(work.manifest.shards(work.split.name))}
-    for path in set(folder.glob("*.safetensors")) - keep:
-        path.unlink()
 
 
 __all__ = ["Written", "compute", "extract"]

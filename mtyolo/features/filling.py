@@ -1,0 +1,109 @@
+"""A split of a store, shard by shard: those that are there, whole and right, are kept, the others are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from mtyolo.data.records import Split
+from mtyolo.errors import StoreError
+from mtyolo.features.index import change
+from mtyolo.features.manifest import Manifest
+from mtyolo.features.shards import Contents, Row, Stored, check_shard, shard_path, write_shard
+
+
+class Written(NamedTuple):
+    """What was done, in this process."""
+
+    images: int
+    shards: int
+    kept: int
+    """Shards that were there already, whole and right."""
+
+
+class Made(NamedTuple):
+    """What goes into a shard."""
+
+    rows: Sequence[Row]
+    tensors: Stored
+
+
+class Filling(NamedTuple):
+    """One split on its way into a store."""
+
+    directory: Path
+    manifest: Manifest
+    split: Split
+    names: Sequence[str]
+    """Of its images, as the store calls them."""
+
+    def span(self, number: int) -> range:
+        """The images of a shard."""
+        length = self.manifest.images_per_shard
+        return range(number * length, min((number + 1) * length, len(self.split)))
+
+    def path(self, number: int) -> Path:
+        return shard_path(self.directory, self.split.name, number)
+
+    @property
+    def shards(self) -> int:
+        return self.manifest.shards(self.split.name)
+
+
+def fill(
+    work: Filling,
+    make: Callable[[Sequence[int]], Generator[Made]],
+    report: Callable[[int], None],
+    share: tuple[int, int] = (0, 1),
+) -> Written:
+    """make: numbers of shards -> these, one after the other. share: this process and how many there are."""
+    index, processes = share
+    numbers = range(index, work.shards, processes)
+    todo = []
+    for number in numbers:
+        if _is_right(work, number):
+            report(len(work.span(number)))
+        else:
+            todo.append(number)
+    with closing(make(todo)) as making:
+        for number in todo:
+            _write(work, number, next(making))
+    if index == 0:
+        _remove_surplus(work)
+    return Written(sum(len(work.span(number)) for number in todo), len(todo), len(numbers) - len(todo))
+
+
+def _is_right(work: Filling, number: int) -> bool:
+    """Is a shard there, undamaged, of this store, and of these very images?"""
+    try:
+        contents = check_shard(work.path(number))
+    except StoreError:
+        return False
+    span = work.span(number)
+    if contents.fingerprint != work.manifest.fingerprint or [row.name for row in contents.rows] != [
+        work.names[image] for image in span
+    ]:
+        return False
+    return not any(change(row, work.split.records[image]) for row, image in zip(contents.rows, span, strict=True))
+
+
+def _write(work: Filling, number: int, made: Made) -> None:
+    _check_shapes(work.manifest, made.tensors)
+    contents = Contents(fingerprint=work.manifest.fingerprint, rows=list(made.rows))
+    write_shard(work.path(number), made.tensors, contents)
+
+
+def _check_shapes(manifest: Manifest, tensors: Stored) -> None:
+    for stride in manifest.levels:
+        found, expected = tuple(tensors[str(stride)].shape[1:]), manifest.shape(stride)
+        if found != expected:
+            raise StoreError(f"stride {stride}: the extractor gave features of {found}, expected {expected}")
+
+
+def _remove_surplus(work: Filling) -> None:
+    """Shards beyond the last: the data set was larger once."""
+    keep = {work.path(number) for number in range(work.shards)}
+    for path in set((work.directory / work.split.name).glob("*.safetensors")) - keep:
+        path.unlink()
