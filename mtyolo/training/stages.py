@@ -143,9 +143,11 @@ def learns(stage: Stage, task: str) -> bool:
 
 def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
     """Factor of the learning rate of every trained parameter, by name."""
+    # `detector` holds the detect branch: where both are named, in whatever order, the inner one is for the branch.
+    parts = sorted(stage.config.lr_scale, key=lambda part: part != "detector")
     factors = {
-        prefix: factor
-        for part, factor in stage.config.lr_scale.items()
+        prefix: stage.config.lr_scale[part]
+        for part in parts
         for prefix in _prefixes(model, [part], stage.config, "lr_scale")
     }
     scales = {}
