@@ -151,8 +151,8 @@ def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
         for prefix in _prefixes(model, [part], stage.config, "lr_scale")
     }
     scales = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    for name, _ in model.named_parameters():
+        if stage.trains(name):
             inside = [prefix for prefix in factors if _covers(prefix, name)]
             scales[name] = factors[max(inside, key=len)] if inside else 1.0
     return scales
