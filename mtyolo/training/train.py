@@ -116,7 +116,7 @@ def train_in_group(
         refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)
     with ExitStack() as held:
-        folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
+        folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume), new=resume is None)))
         if saved and resume is not None:
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
