@@ -257,6 +257,29 @@ def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore,
             extract(extractor, [split], store.directory, size, options)
 
 
+class Broken(TinyExtractor):
+    def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+        raise RuntimeError("out of memory")
+
+
+def test_an_extraction_that_failed_at_its_first_batch_keeps_nobody_out(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(Broken(seed=1), [split], tmp_path, 96, ExtractOptions(dtype="int8"))
+    assert (tmp_path / "manifest.json").exists()
+    assert extract(TinyExtractor(), [split], tmp_path, SIZE, ExtractOptions()).images == len(split)
+    assert verify(tmp_path) == []
+    assert FeatureStore.open(tmp_path).manifest.extractor["weights"] == "seed 0"
+
+
+def test_a_manifest_that_another_program_wrote_first_stays(make_store: MakeStore, split: Split) -> None:
+    directory = make_store().directory
+    shutil.rmtree(directory / "train")
+    content = json.loads((directory / "manifest.json").read_text()) | {"versions": {}}
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="holds other features"):
+        extract(TinyExtractor(seed=1), [split], directory, SIZE, ExtractOptions())
+
+
 def test_features_of_other_arguments_or_another_module_are_not_written_beside(
     make_store: MakeStore, split: Split
 ) -> None:
