@@ -48,6 +48,7 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
     if empty:
         raise ConfigError(f"split {empty}: has no images to extract")
     manifest = Manifest(
+        format="mtyolo-features/1",
         extractor={"name": type(extractor).__name__} | identity_of(extractor),
         size=size,
         levels=levels,

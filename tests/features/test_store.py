@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -365,9 +366,27 @@ def test_info_counts_what_is_there(make_store: MakeStore) -> None:
 def test_a_folder_without_a_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no feature store .*manifest\.json.*mtyolo extract"):
         FeatureStore.open(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"size": 3}')
+    (tmp_path / "manifest.json").write_text('{"format": "mtyolo-features/1", "size": 3}')
     with pytest.raises(StoreError, match=r"manifest\.json: extractor: Field required"):
         FeatureStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.pop("format"), "format: Field required"),
+        (lambda content: content["extractor"].pop("name"), "extractor: name is missing: say what made the features"),
+    ],
+)
+def test_a_manifest_that_does_not_say_what_it_is_is_refused(
+    change: Callable[[dict[str, Any]], object], words: str, make_store: MakeStore
+) -> None:
+    path = make_store().directory / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf"manifest\.json: {words}.*; see docs/features\.md"):
+        FeatureStore.open(path.parent)
 
 
 def test_strides_that_do_not_divide_are_refused(make_store: MakeStore) -> None:
