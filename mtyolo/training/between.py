@@ -63,7 +63,7 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     for line in unknown_in_words(state.model, stages, tools.split, config.gains):
         tools.display.say(line)
     for stage in stages:
-        tools.display.say(stage.describe(state.model))
+        tools.display.say(stage.describe(state.model, stored=tools.store is not None))
     epochs, fixed = sum(stage.epochs for stage in stages), all(stage.config.epochs for stage in stages)
     if epochs != config.epochs and not fixed:
         tools.display.say(f"{epochs} epochs in all, not {config.epochs}: as the plan has them, at least one a stage")
