@@ -62,6 +62,8 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
         tools.display.say(warning)
     for line in unknown_in_words(state.model, stages, tools.split, config.gains):
         tools.display.say(line)
+    if lacking := [task for task in tools.plan.task_weights if task not in state.model.tasks]:
+        tools.display.say(f"task_weights: no effect for {', '.join(lacking)}, which the model has no branch for")
     for stage in stages:
         tools.display.say(stage.describe(state.model, stored=tools.store is not None))
     epochs, fixed = sum(stage.epochs for stage in stages), all(stage.config.epochs for stage in stages)
