@@ -153,6 +153,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         begin_run(state, stages, tools)
     else:
         tools.display.say(what_is_left(state.position, stages))
+        if state.position.stage == len(stages) and tools.accelerator.is_main_process:
+            state.save(None)  # no stage will: where data and store are now
     for stage in stages[state.position.stage :]:
         work = work_of(stage, state, tools)
         for line in left_out(stage, state.model, tools.split):

@@ -282,6 +282,21 @@ def test_a_run_whose_data_was_moved_says_how_to_name_its_new_place_and_remembers
     assert train(resume=tmp_path / "run", progress=False).results[-1]["epoch"] == 2
 
 
+def test_a_finished_run_remembers_where_its_data_is_now(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes.parent, tmp_path / "data")
+    once = config.model_copy(update={"epochs": 1})
+    train(make_model(), tmp_path / "data" / "shapes.yaml", config=once, out=tmp_path / "run", progress=False)
+    before = state_of(tmp_path / "run")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    train(None, tmp_path / "moved" / "shapes.yaml", resume=tmp_path / "run", progress=False)
+    assert len(train(resume=tmp_path / "run", progress=False).results) == 1
+    after = state_of(tmp_path / "run")
+    assert after.pop("settings") == before.pop("settings") | {"data_path": str(tmp_path / "moved" / "shapes.yaml")}
+    assert states_are_equal(after, before)
+
+
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
