@@ -85,7 +85,7 @@ def joined(directory: Path, manifest: Manifest) -> Manifest:
         return manifest
     there = read_manifest(directory)
     difference = there.difference(manifest)
-    if difference and there.made_here and not any(shards_in(directory)):
+    if difference and there.made_here == manifest.made_here and not any(shards_in(directory)):
         return manifest
     if difference:
         fitting = there.options_beside(manifest)
