@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mtyolo import TrainConfig
+from mtyolo.config.model import AdaptersConfig
 from mtyolo.config.plan import read_plan
+from mtyolo.config.training import AugmentConfig, read_config
 from mtyolo.errors import ConfigError
 
 
@@ -58,3 +61,31 @@ def test_a_mistake_is_said_by_the_keys_that_were_written(stage: dict[str, Any], 
     with pytest.raises(ConfigError) as refusal:
         read_plan(tmp_path / "p.yaml")
     assert str(refusal.value).split(": ", 1)[1] == said
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "said"),
+    [
+        (TrainConfig, {"lr": "x"}, "TrainConfig: lr: Input should be a valid number, got 'x'"),
+        (TrainConfig, {"epoch": 3}, "TrainConfig: unknown key 'epoch'; did you mean 'epochs'?"),
+        (
+            TrainConfig,
+            {"augment": {"flip": 2}},
+            "TrainConfig: augment.flip: Input should be less than or equal to 1, got 2",
+        ),
+        (AugmentConfig, {"flip": 2}, "AugmentConfig: flip: Input should be less than or equal to 1, got 2"),
+        (AdaptersConfig, {"width": 2}, "AdaptersConfig: width is of type: fusion; conv has none, so take width out"),
+    ],
+)
+def test_a_mistake_in_python_is_said_as_one_in_a_file(schema: type[Any], values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        schema(**values)
+    assert str(caught.value) == said
+
+
+def test_a_mistake_inside_a_file_keeps_its_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 3\naugment:\n  flip: 2\n")
+    with pytest.raises(
+        ConfigError, match=r"run\.yaml:3: augment\.flip: Input should be less than or equal to 1, got 2"
+    ):
+        read_config(tmp_path / "run.yaml")

@@ -104,6 +104,13 @@ class TeacherConfig(Strict):
         reached = {BRANCH_OF.get(term, "detect") for term, weight in self.output.items() if weight}
         return reached | {"detect" for term in self.feature_terms if term.method == "gradient"}
 
+    @property
+    def teaches_classes(self) -> bool:
+        """Does the student learn from it what is what?"""
+        rows = any(weight and BRANCH_OF.get(term, "detect") == "detect" for term, weight in self.output.items())
+        gradient = any(term.method == "gradient" and term.weight != 0 for term in self.feature_terms)
+        return (rows and self.groups.classes > 0) or gradient
+
 
 class DistillConfig(Strict):
     """Teachers of a stage, and how they are weighed against the labels."""
@@ -129,3 +136,8 @@ class DistillConfig(Strict):
     def tasks(self) -> set[str]:
         """Whose branches learn from some teacher."""
         return {task for teacher in self.teachers for task in teacher.tasks}
+
+    @property
+    def teaches_classes(self) -> bool:
+        """Does the student learn from some teacher what is what?"""
+        return self.soft > 0 and any(teacher.teaches_classes for teacher in self.teachers)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mtyolo.config.reading import Document, sentence
+from mtyolo.errors import ConfigError
 
 KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
 """What a model file can name without a class of anybody's own."""
@@ -26,6 +29,19 @@ class Strict(BaseModel):
     """Numbers are finite. Those that nobody checks, in `arguments`, are written to json as they are, not as null."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+
+    if not TYPE_CHECKING:  # to whom the fields are the signature
+
+        def __init__(self, **values: Any) -> None:
+            """Raises ConfigError naming key and remedy, as for a file."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                given = Document(Path(type(self).__name__), values, {})
+                raise ConfigError(sentence(type(self), given, error)) from None
+
+        # Or pydantic would come here from model_validate, too, where errors have to know their place in a file.
+        __init__.__pydantic_base_init__ = True
 
 
 class Normalisation(Strict):

@@ -102,22 +102,23 @@ def validate(schema: type[Schema], document: Document) -> Schema:
     try:
         return schema.model_validate(document.content)
     except ValidationError as error:
-        raise ConfigError(_sentence(schema, document, error)) from None
+        raise ConfigError(sentence(schema, document, error)) from None
 
 
-def _sentence(schema: type[BaseModel], document: Document, error: ValidationError) -> str:
+def sentence(schema: type[BaseModel], document: Document, error: ValidationError) -> str:
+    """The first mistake, as people hear it: where, which key, and what to do."""
     found = mistakes_in(document.content, error.errors())
     # An unknown key is the most useful thing to hear first: it often explains a missing one.
     mistake = next((item for item in found if item.sort == "extra_forbidden"), found[0])
     keys, place = mistake.keys, document.place(mistake.keys)
-    name = ".".join(str(key) for key in keys) or "the file"
+    name = ".".join(str(key) for key in keys)
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     if mistake.sort == "extra_forbidden":
         return f"{place}: unknown key {name!r}; {nearest(keys[-1], _known_keys(schema, keys[:-1]))}{more}"
     if mistake.sort == "missing":
         return f"{document.place(keys[:-1])}: the key {name!r} is missing{more}"
     given = "" if mistake.sort == "value_error" else f", got {mistake.given!r}{nearest_word(mistake)}"
-    return f"{place}: {name}: {mistake.reason}{given}{more}"
+    return ": ".join(filter(None, (place, name, f"{mistake.reason}{given}{more}")))
 
 
 def _known_keys(schema: type[BaseModel], keys: Sequence[str | int]) -> list[str]:

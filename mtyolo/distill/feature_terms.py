@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +10,12 @@ from torch import Tensor, nn
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
-from mtyolo.distill.lessons import Opened, layer_pairs
+from mtyolo.distill.lessons import Opened, Pair, layer_pairs
 from mtyolo.distill.teachers import Lesson, Teacher, layer_of, neck_of, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
 from mtyolo.tasks import compute_losses, official_gains
-
-
-class Pair(NamedTuple):
-    """Layers that belong together."""
-
-    student: int
-    teacher: int
-    weight: float
 
 
 class FeatureTerm(nn.Module):
@@ -107,14 +98,9 @@ def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) ->
 
 
 def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened: Opened) -> FeatureTerm:
-    found = layer_pairs(config, student, opened.neck)
-    weights = config.levels or [1.0] * len(found)
-    if len(weights) != len(found):
-        raise ConfigError(
-            f"distill: features: {config.method} has {len(weights)} levels, but {len(found)} layers; give one each"
-        )
     scale = PUBLISHED_WEIGHTS[config.method] if config.weight is None else config.weight
-    pairs = [Pair(*pair, weight * scale) for pair, weight in zip(found, weights, strict=True) if weight]
+    found = layer_pairs(config, student, opened.neck)
+    pairs = [pair._replace(weight=pair.weight * scale) for pair in found]
     losses = []
     for pair in pairs:
         if pair.student not in replaced_layers(student):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ from mtyolo.distill.saved import SavedLessons, card_of, folder_of, held_by, is_s
 from mtyolo.distill.teachers import Answer, Own, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
+
+
+class Pair(NamedTuple):
+    """Layers that belong together."""
+
+    student: int
+    teacher: int
+    weight: float
 
 
 class Lessons(Protocol):
@@ -70,8 +78,7 @@ def open_lessons(
         return Opened(saved, None, tuple(held.channels), held.channels, held.tasks, held.points)
     teacher = open_teacher(config, student, imgsz, own).to(device)
     neck = neck_of(teacher.source)
-    pairs = [pair for term in config.feature_terms for pair in layer_pairs(term, student, neck)]
-    channels = teacher.record([of_teacher for _, of_teacher in pairs])
+    channels = teacher.record([number for term in config.feature_terms for number in _wanted(term, student, neck)])
     lessons = _lessons(config, teacher, imgsz)
     return Opened(lessons, teacher, neck, channels, teacher.tasks, teacher.keypoints)
 
@@ -84,8 +91,24 @@ def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int) -> Lessons:
     return SavedLessons(folder_of(config.folder, card), card, teacher)
 
 
-def layer_pairs(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[tuple[int, int]]:
-    """Numbers of layers of student and teacher that belong together, in the plan's order."""
+def _wanted(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[int]:
+    """The teacher's layers that a term needs. `gradient` goes through its whole head, whatever weighs nothing."""
+    needed = [pair.teacher for pair in layer_pairs(config, student, teacher_neck)]
+    return list(teacher_neck) if config.method == "gradient" else needed
+
+
+def layer_pairs(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[Pair]:
+    """Layers of student and teacher that belong together, in the plan's order; not those that weigh nothing."""
+    found = _numbers(config, student, teacher_neck)
+    weights = config.levels or [1.0] * len(found)
+    if len(weights) != len(found):
+        raise ConfigError(
+            f"distill: features: {config.method} has {len(weights)} levels, but {len(found)} layers; give one each"
+        )
+    return [Pair(*numbers, weight) for numbers, weight in zip(found, weights, strict=True) if weight]
+
+
+def _numbers(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[tuple[int, int]]:
     if config.layers == "neck":
         own = neck_of(student)
         if len(own) != len(teacher_neck):

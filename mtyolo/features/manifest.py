@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mtyolo.config.model import Positive, Strict
 from mtyolo.errors import ConfigError, StoreError
@@ -41,11 +41,17 @@ OPTIONS = {"size": "--imgsz", "views": "--views", "dtype": "--dtype"}
 """What `mtyolo extract` is told them by."""
 
 
+def _named(extractor: dict[str, str]) -> dict[str, str]:
+    if not extractor.get("name"):
+        raise ValueError("name is missing: say what made the features, so that no others are taken for them")
+    return extractor
+
+
 class Manifest(Strict):
     """manifest.json of a store."""
 
-    format: Literal["mtyolo-features/1"] = "mtyolo-features/1"
-    extractor: dict[str, str]
+    format: Literal["mtyolo-features/1"]
+    extractor: Annotated[dict[str, str], AfterValidator(_named)]
     """What made the features: `name`, and for comparison `weights` (a hash) and `normalisation`; more if you like."""
     size: Positive
     """Side of the square that images were fitted into, in pixels."""
@@ -164,7 +170,8 @@ def read_manifest(directory: Path | str) -> Manifest:
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(str(key) for key in detail["loc"])
-        raise StoreError(f"{path}: {place or 'the file'}: {detail['msg']}; see docs/features.md") from None
+        reason = detail["msg"].removeprefix("Value error, ")
+        raise StoreError(f"{path}: {place or 'the file'}: {reason}; see docs/features.md") from None
 
 
 def repair_of(directory: Path | str) -> str:

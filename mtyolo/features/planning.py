@@ -15,6 +15,7 @@ from mtyolo.extractors.base import Extractor
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.features.codec import bytes_per_image
 from mtyolo.features.manifest import MANIFEST, Dtype, Manifest, read_manifest
+from mtyolo.features.shards import shards_in
 
 SHARD_IMAGES = 64
 """Most images in a shard: what an interruption can cost each process."""
@@ -47,6 +48,7 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
     if empty:
         raise ConfigError(f"split {empty}: has no images to extract")
     manifest = Manifest(
+        format="mtyolo-features/1",
         extractor={"name": type(extractor).__name__} | identity_of(extractor),
         size=size,
         levels=levels,
@@ -75,11 +77,16 @@ def with_shards(manifest: Manifest) -> Manifest:
 
 
 def joined(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest to write: the planned one with what the folder's has. Raises StoreError for other features there."""
+    """The manifest to write: the planned one with what the folder's has. Raises StoreError for other features there.
+
+    A manifest alone, which a program left that failed at its first batch, keeps nobody out.
+    """
     if not (directory / MANIFEST).exists():
         return manifest
     there = read_manifest(directory)
     difference = there.difference(manifest)
+    if difference and there.made_here == manifest.made_here and not any(shards_in(directory)):
+        return manifest
     if difference:
         fitting = there.options_beside(manifest)
         give = f"give {fitting} to go on with it, or" if fitting else "give"

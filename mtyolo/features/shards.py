@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,11 @@ class Contents(Strict):
 
 def shard_path(directory: Path, split: str, number: int) -> Path:
     return directory / split / f"{number:05d}.safetensors"
+
+
+def shards_in(directory: Path) -> Iterator[Path]:
+    """Those of all splits that are there."""
+    return directory.glob("*/*.safetensors")
 
 
 def _repair(path: Path) -> str:

@@ -70,8 +70,16 @@ def _manifest(
         raise StoreError(f"{record.path}: features at stride {odd[0]}, which does not divide the largest, {max(first)}")
     check_size(size, first)
     levels = {stride: _checked(record, stride, level, size).shape[0] for stride, level in sorted(first.items())}
-    one = {"images_per_shard": 1, "splits": {split.name: len(split)}}
-    return with_shards(Manifest(extractor=identity, size=size, levels=levels, dtype=dtype, **one))
+    one = Manifest(
+        format="mtyolo-features/1",
+        extractor=identity,
+        size=size,
+        levels=levels,
+        dtype=dtype,
+        images_per_shard=1,
+        splits={split.name: len(split)},
+    )
+    return with_shards(one)
 
 
 def _made(

@@ -21,15 +21,13 @@ from mtyolo.training.checkpoints import STATE, random_states, read_state, set_ra
 from mtyolo.training.distilling import refuse
 from mtyolo.training.plan_checks import missing_teacher
 from mtyolo.training.processes import from_first, processes
-from mtyolo.training.run import Run
+from mtyolo.training.run import ASSISTANTS, Run
 from mtyolo.training.settings import naming
 from mtyolo.training.splits import Data, with_lessons
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.unlabelled import refuse_unlabelled
-
-FOLDER = "assistants"
 
 
 class Train(Protocol):
@@ -82,7 +80,7 @@ class Assistants:
         _check_teachers(plan, self.config, stored=stored, known=plan)
 
     def _weights(self, assistant: AssistantConfig) -> str:
-        out = self.state.run.out / FOLDER / assistant.name
+        out = self.state.run.out / ASSISTANTS / assistant.name
         # The first process looks: another might find what that one has written since.
         done, begun = from_first(partial(_progress, out, len(assistant.stages)))
         if not done:

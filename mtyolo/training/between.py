@@ -21,7 +21,7 @@ from mtyolo.original_layers import alignment_teacher
 from mtyolo.training.alignment import match_adapters
 from mtyolo.training.checkpoints import Position
 from mtyolo.training.distilling import teacher_reports
-from mtyolo.training.fresh import teaches, unknown_in_words
+from mtyolo.training.fresh import teaches_classes, unknown_in_words
 from mtyolo.training.held_out import as_fitness, held_out_errors, is_judged_by_error, may_be_held_out
 from mtyolo.training.judging import Judge, judged
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
@@ -60,10 +60,12 @@ def begin_run(state: RunState, stages: list[Stage], tools: Tools) -> None:
     run, config = state.run, tools.config
     if warning := precision_warning(config):
         tools.display.say(warning)
-    for line in unknown_in_words(state.model, stages, tools.split):
+    for line in unknown_in_words(state.model, stages, tools.split, config.gains):
         tools.display.say(line)
+    if lacking := [task for task in tools.plan.task_weights if task not in state.model.tasks]:
+        tools.display.say(f"task_weights: no effect for {', '.join(lacking)}, which the model has no branch for")
     for stage in stages:
-        tools.display.say(stage.describe(state.model))
+        tools.display.say(stage.describe(state.model, stored=tools.store is not None))
     epochs, fixed = sum(stage.epochs for stage in stages), all(stage.config.epochs for stage in stages)
     if epochs != config.epochs and not fixed:
         tools.display.say(f"{epochs} epochs in all, not {config.epochs}: as the plan has them, at least one a stage")
@@ -93,7 +95,7 @@ def begin_stage(state: RunState, stage: Stage, work: StageWork, tools: Tools) ->
     if learns(stage, "keypoint"):
         split = tools.split
         state.configure(state.model.config.with_keypoints_of(split.keypoint_classes, split.sigmas, split.skeleton))
-    if teaches(stage, "detect"):
+    if teaches_classes(stage, state.model, tools.config.gains):
         state.configure(state.model.config.with_unknown(()))
     state.ema.settle(state.model, start_branches(state.model, stage, tools.split))
     state.ema.settle(state.model, [name for name in state.model.state_dict() if not stage.trains(name)])

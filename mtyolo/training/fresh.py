@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mtyolo.config.plan import PlanConfig, StageConfig
+from mtyolo.config.training import LossGains
 from mtyolo.data.records import Split
 from mtyolo.model import Model
-from mtyolo.training.stages import Stage, learns
+from mtyolo.training.stages import Stage, learns, lr_scales
 
 AROUND = ["detector.backbone", "detector.neck"]
 """A detector without its branch."""
@@ -35,11 +36,11 @@ def with_fresh_classes(plan: PlanConfig, model: Model) -> PlanConfig:
     return plan.model_copy(update={"stages": [_with_branch(stage, rate) for stage in plan.stages]})
 
 
-def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Iterator[str]:
+def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split, gains: LossGains) -> Iterator[str]:
     """Lines for people, of a run that is about to start."""
     fresh = model.fresh_classes
     if fresh:
-        taught = any(teaches(stage, "detect") for stage in stages)
+        taught = any(teaches_classes(stage, model, gains) for stage in stages)
         yield (
             f"{len(fresh)} of {len(model.names)} classes are unknown to the weights, first {fresh[0]!r}: "
             + ("the detect branch learns them, also where the plan freezes the detector" if taught else STAY_UNKNOWN)
@@ -49,10 +50,12 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split) -> Ite
         yield f"{', '.join(silent)}: {split.name} has no labels for it, so it stays as it is"
 
 
-def teaches(stage: Stage, task: str) -> bool:
-    """Does the stage teach this branch, by labels or by teachers?"""
-    taught = stage.config.distill is not None and task in stage.config.distill.tasks
-    return learns(stage, task) or (taught and stage.trains(f"branches.{task}.layers"))
+def teaches_classes(stage: Stage, model: Model, gains: LossGains) -> bool:
+    """Do labels or teachers move what tells classes in the detect branch? Not at a rate, a gain or a weight of zero."""
+    distill = stage.config.distill
+    if not any(scale for name, scale in lr_scales(model, stage).items() if name.startswith("branches.detect.layers.")):
+        return False
+    return (learns(stage, "detect") and gains.classes > 0) or (distill is not None and distill.teaches_classes)
 
 
 def _with_branch(stage: StageConfig, rate: float) -> StageConfig:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import nn
 
 from mtyolo.checkpoint import save_weights
-from mtyolo.errors import ConfigError
+from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE
+from mtyolo.training.checkpoints import STATE, Position, read_state
 from mtyolo.training.records import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
@@ -29,6 +29,10 @@ RUNS = Path("runs")
 LOCK = ".lock"
 UNFINISHED = re.compile(r"\.(.+\.)?\d+(\.\w+)*")
 """Names of files that are still being written."""
+ASSISTANTS = "assistants"
+"""Folder inside a run's: one for each assistant."""
+AT_ITS_START = (STATE, "results.csv", "results.png", "train_batch.jpg")
+"""What a run may leave before it has trained."""
 PLOT_SECONDS = 20.0
 """A plot takes half a second, an epoch may take less: between plots, but for the one at the end."""
 
@@ -105,27 +109,54 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[Path]:
+def alone_in(folder: Path, *, new: bool = False) -> Iterator[Path]:
     """Keeps other trainings out of a run's folder. The lock goes with the process, however that ends; those that it
     has started to read images do not inherit it. What a killed one left half-written goes, too.
 
-    Raises ConfigError where another one is at work there.
+    new: is it for a new run? Raises ConfigError where another process is at work there, or a new run would write over
+    one that is there.
     """
     with (folder / LOCK).open("a") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # systems differ
-            raise ConfigError(
-                f"{folder}: another process is training there; wait for it, or name another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        locked = _lock(lock, folder)
+        if new:
+            _make_room(folder, alone=locked)
         remove_unfinished(folder)
         try:
             yield folder
         finally:
             _leave_no_trace(folder)
+
+
+def _lock(lock: TextIO, folder: Path) -> bool:
+    """Whether there are locks. Raises ConfigError where another process has this one."""
+    try:
+        if fcntl is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # systems differ
+        raise ConfigError(f"{folder}: another process is training there; wait for it, or name another --out") from None
+    except OSError:  # a file system without locks
+        return False
+    return fcntl is not None
+
+
+def _make_room(folder: Path, *, alone: bool) -> None:
+    """What a run left that ended before it, or one of its assistants, had trained at all, goes. alone: is it sure that
+    none is still at its start here?"""
+    states = [path for path in (folder / STATE, *folder.glob(f"{ASSISTANTS}/*/{STATE}")) if path.exists()]
+    if any(not alone or _has_trained(path) for path in states):
+        raise ConfigError(
+            f"{folder}: a run is already there; go on with --resume {folder}, or name another --out "
+            "(in Python resume=, out=)"
+        )
+    for path in (state.with_name(name) for state in states for name in AT_ITS_START):
+        path.unlink(missing_ok=True)
+
+
+def _has_trained(state: Path) -> bool:
+    try:
+        return Position(**read_state(state)["position"]) != Position()
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; it is not written over: name another --out, or remove it") from None
 
 
 def _leave_no_trace(folder: Path) -> None:
@@ -137,20 +168,12 @@ def _leave_no_trace(folder: Path) -> None:
 
 
 def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:
-    """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there.
-
-    Raises ConfigError where a new run would write over one that is there.
-    """
+    """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there."""
     if resume is not None:
         return Path(resume) if Path(resume).is_dir() else Path(resume).parent
     if out is None:
         numbers = (RUNS / f"train{number if number > 1 else ''}" for number in range(1, 10**6))
         out = next(path for path in numbers if not path.exists())
     folder = Path(out)
-    if (folder / STATE).exists():
-        raise ConfigError(
-            f"{folder}: a run is already there; go on with --resume {folder}, or name another --out "
-            "(in Python resume=, out=)"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mtyolo.checkpoint import EXTRACTOR
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
@@ -38,9 +39,11 @@ class Stage:
         """Does the tensor or module of this name train?"""
         return _reach(self.trained, name) > _reach(self.frozen, name)
 
-    def describe(self, model: nn.Module) -> str:
-        """One line: name, objective, epochs, how much of the model trains."""
-        sizes = [(parameter.numel(), self.trains(name)) for name, parameter in model.named_parameters()]
+    def describe(self, model: nn.Module, *, stored: bool = False) -> str:
+        """One line: name, objective, epochs, how much of the model trains. stored: do its features come from a store?
+        Then an extractor that is there all the same does not run, and does not count."""
+        runs = [one for one in model.named_parameters() if not (stored and one[0].startswith(EXTRACTOR))]
+        sizes = [(parameter.numel(), self.trains(name)) for name, parameter in runs]
         trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
         parts = "all" if self.config.train == "all" else ", ".join(self.config.train)
         without = f" without {', '.join(self.config.freeze)}" if self.config.freeze else ""
@@ -143,14 +146,16 @@ def learns(stage: Stage, task: str) -> bool:
 
 def lr_scales(model: Model, stage: Stage) -> dict[str, float]:
     """Factor of the learning rate of every trained parameter, by name."""
+    # `detector` holds the detect branch: where both are named, in whatever order, the inner one is for the branch.
+    parts = sorted(stage.config.lr_scale, key=lambda part: part != "detector")
     factors = {
-        prefix: factor
-        for part, factor in stage.config.lr_scale.items()
+        prefix: stage.config.lr_scale[part]
+        for part in parts
         for prefix in _prefixes(model, [part], stage.config, "lr_scale")
     }
     scales = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    for name, _ in model.named_parameters():
+        if stage.trains(name):
             inside = [prefix for prefix in factors if _covers(prefix, name)]
             scales[name] = factors[max(inside, key=len)] if inside else 1.0
     return scales

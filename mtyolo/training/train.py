@@ -116,7 +116,7 @@ def train_in_group(
         refuse_unjudged(plan, model, judge, splits[1])
     device = own_device(config.device)
     with ExitStack() as held:
-        folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume))))
+        folder = from_first(lambda: held.enter_context(alone_in(run_folder(out, resume), new=resume is None)))
         if saved and resume is not None:
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
@@ -153,6 +153,8 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         begin_run(state, stages, tools)
     else:
         tools.display.say(what_is_left(state.position, stages))
+        if state.position.stage == len(stages) and tools.accelerator.is_main_process:
+            state.save(None)  # no stage will: where data and store are now
     for stage in stages[state.position.stage :]:
         work = work_of(stage, state, tools)
         for line in left_out(stage, state.model, tools.split):

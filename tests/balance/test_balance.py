@@ -14,11 +14,12 @@ from mtyolo.config.plan import BALANCES
 from mtyolo.errors import ConfigError
 
 TASKS = ("detect", "segment")
+THREE = (*TASKS, "keypoint")
 NEEDS = {"upgrad": "quadprog", "dualproj": "quadprog", "cagrad": "cvxpy", "fairgrad": "scipy"}
 
 
 class Shared:
-    """One shared parameter, from which two losses come with known gradients: rows of `jacobian`."""
+    """One shared parameter, from which two or three losses come with known gradients: rows of `jacobian`."""
 
     def __init__(self, jacobian: list[list[float]]) -> None:
         self.jacobian = torch.tensor(jacobian)
@@ -31,7 +32,7 @@ class Shared:
         features = self.trunk * 1.0
         losses = {
             task: self.jacobian[number] @ features + self.heads[number] + values[task]
-            for number, task in enumerate(TASKS)
+            for number, task in enumerate(THREE)
             if task in values
         }
         return balancer.backward(losses, [features], scale)
@@ -200,6 +201,34 @@ def test_an_absent_task_keeps_its_learned_weight(word: str) -> None:
         shared.step(balancer, {"detect": 1.0})
     after = shared.step(balancer, {"detect": 1.0, "segment": 5.0})["segment"]
     assert abs(after - moved) < 1.5 * abs(moved - known), "but for the one step since"
+
+
+@pytest.mark.parametrize("word", ["uncertainty", "imtl-l"])
+def test_what_stands_in_for_an_absent_loss_gives_its_weight_no_momentum(word: str) -> None:
+    shared, balancer = Shared([[1.0, 0.0], [0.0, 1.0]]), make_balancer(word, TASKS)
+    for _ in range(10):
+        shared.step(balancer, {"detect": 5.0})
+    # A loss of 1 is at rest under the first weight of both methods: only what was gathered meanwhile could move it.
+    there = {"detect": 5.0, "segment": 1.0}
+    first, second = (shared.step(balancer, there)["segment"] for _ in range(2))
+    assert second == pytest.approx(first, rel=1e-6)
+
+
+def test_gradnorm_leaves_the_weight_of_an_absent_task_where_it_was() -> None:
+    """Adam's momentum does not move it on."""
+    shared = Shared([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.5]])
+    balancer = make_balancer("gradnorm", THREE)
+    shared.step(balancer, dict.fromkeys(THREE, 1.0))
+    before = balancer.state_dict()["weights"].tolist()
+    assert before[2] != 1, "it has momentum"
+    for _ in range(5):
+        shared.step(balancer, dict.fromkeys(TASKS, 1.0))
+    after = balancer.state_dict()["weights"].tolist()
+    # Gradients of 3 and -1 in each step: for Adam alike, so the two others move alike, against each other, and what all
+    # add up to is as before.
+    assert after[0] - before[0] == pytest.approx(before[1] - after[1], rel=1e-3)
+    assert before[0] - after[0] > 0.05
+    assert after[2] == pytest.approx(before[2], abs=1e-5)
 
 
 @pytest.mark.parametrize("word", sorted({*SCALARIZERS, "gradnorm", "gradvac"}))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from shape_runs import distiller_of, shape_batch, shape_model, teacher_file
 from torch import Tensor
 
@@ -90,6 +91,32 @@ def test_per_level_looks_at_no_layer_that_weighs_nothing(weights: str, student: 
     (course,) = distiller_with(weights, student, "per-level").courses
     found = {term.name: [(pair.student, pair.teacher) for pair in term.pairs] for term in course.features}
     assert found == {"fitnets": [(P3, P3)], "spatial": [(P3, P3)], "gradient": [(P4, P4)], "channel": [(P5, P5)]}
+
+
+@pytest.mark.parametrize(
+    ("features", "kept"),
+    [
+        ([{"method": "cwd", "levels": [0, 0, 0.5]}], {P5}),
+        (
+            [{"method": "cwd", "levels": [0, 0, 1]}, {"method": "channel", "layers": [P3, P4], "levels": [1, 0]}],
+            {P3, P5},
+        ),
+        ([{"method": "gradient", "levels": [0, 1, 0]}], {P3, P4, P5}),  # all that the head takes
+        ("per-level", {P3, P4, P5}),
+    ],
+    ids=["one", "two", "gradient", "per-level"],
+)
+def test_of_the_teachers_layers_those_are_kept_that_weigh_something(
+    features: Any, kept: set[int], weights: str, student: Model, batch: Batch, tmp_path: Path
+) -> None:
+    cached = {"weights": weights, "features": features, "cache": True, "folder": str(tmp_path / "cache")}
+    distiller = distiller_of(student, cached)
+    terms_of(distiller, student, batch)
+    teacher = distiller.courses[0].opened.teacher
+    assert teacher is not None
+    assert teacher.recorded.keys() == kept
+    one = load_file(next((tmp_path / "cache").glob("*.safetensors")))
+    assert {int(name.split(".")[1]) for name in one if name.startswith("feature.")} == kept
 
 
 @pytest.mark.parametrize("method", FEATURE_LOSSES)

@@ -166,6 +166,13 @@ def test_other_features_do_not_mix(tmp_path: Path, data: Path) -> None:
     assert bytes_of(tmp_path / "store") == before
 
 
+def test_a_first_attempt_that_failed_keeps_no_other_out(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(StoreError, match="3 channels"):
+        save(tmp_path / "store", data, changed(16, lambda level: level[:3]))
+    assert save(tmp_path / "store", data, made_by="another") == (5, 2, 0)
+    assert verify(tmp_path / "store", [load_split(data, "train")]) == []
+
+
 def test_damage_is_mended_by_the_program_that_made_them(tmp_path: Path, data: Path) -> None:
     save(tmp_path / "store", data)
     shard = tmp_path / "store/train/00000.safetensors"

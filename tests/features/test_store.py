@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -257,6 +258,29 @@ def test_a_folder_with_other_features_is_not_written_over(make_store: MakeStore,
             extract(extractor, [split], store.directory, size, options)
 
 
+class Broken(TinyExtractor):
+    def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+        raise RuntimeError("out of memory")
+
+
+def test_an_extraction_that_failed_at_its_first_batch_keeps_nobody_out(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(Broken(seed=1), [split], tmp_path, 96, ExtractOptions(dtype="int8"))
+    assert (tmp_path / "manifest.json").exists()
+    assert extract(TinyExtractor(), [split], tmp_path, SIZE, ExtractOptions()).images == len(split)
+    assert verify(tmp_path) == []
+    assert FeatureStore.open(tmp_path).manifest.extractor["weights"] == "seed 0"
+
+
+def test_a_manifest_that_another_program_wrote_first_stays(make_store: MakeStore, split: Split) -> None:
+    directory = make_store().directory
+    shutil.rmtree(directory / "train")
+    content = json.loads((directory / "manifest.json").read_text()) | {"versions": {}}
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="holds other features"):
+        extract(TinyExtractor(seed=1), [split], directory, SIZE, ExtractOptions())
+
+
 def test_features_of_other_arguments_or_another_module_are_not_written_beside(
     make_store: MakeStore, split: Split
 ) -> None:
@@ -342,9 +366,27 @@ def test_info_counts_what_is_there(make_store: MakeStore) -> None:
 def test_a_folder_without_a_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no feature store .*manifest\.json.*mtyolo extract"):
         FeatureStore.open(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"size": 3}')
+    (tmp_path / "manifest.json").write_text('{"format": "mtyolo-features/1", "size": 3}')
     with pytest.raises(StoreError, match=r"manifest\.json: extractor: Field required"):
         FeatureStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.pop("format"), "format: Field required"),
+        (lambda content: content["extractor"].pop("name"), "extractor: name is missing: say what made the features"),
+    ],
+)
+def test_a_manifest_that_does_not_say_what_it_is_is_refused(
+    change: Callable[[dict[str, Any]], object], words: str, make_store: MakeStore
+) -> None:
+    path = make_store().directory / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf"manifest\.json: {words}.*; see docs/features\.md"):
+        FeatureStore.open(path.parent)
 
 
 def test_strides_that_do_not_divide_are_refused(make_store: MakeStore) -> None:

@@ -267,6 +267,15 @@ def test_the_extractor_is_neither_loaded_nor_needed(
     assert "own_extractor" not in sys.modules
 
 
+def test_an_extractor_that_does_not_run_is_not_counted_among_what_trains(
+    data: Path, store: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, plan = make_model(data), {"stages": [{"name": "all", "augment": False}]}
+    own = sum(one.numel() for key, one in model.named_parameters() if not key.startswith("extractor."))
+    loop(model, data, plan=plan, config=config, out=tmp_path / "run", features=store)
+    assert f"trains all ({own:,} of {own:,} parameters)" in capsys.readouterr().out
+
+
 def test_weights_that_changed_since_are_found_when_the_model_is_opened(
     data: Path, store: Path, config: TrainConfig, tmp_path: Path
 ) -> None:

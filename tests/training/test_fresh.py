@@ -13,7 +13,7 @@ import yaml
 from mtyolo.api import build, open_to_judge, validate
 from mtyolo.checkpoint import load
 from mtyolo.config.plan import read_plan
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import LossGains, TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError
 from mtyolo.inheritance import inherit
@@ -25,6 +25,7 @@ from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
 PROTECTED = {"name": "frozen", "epochs": 1, "freeze": ["detector"]}
+BOXES_ALONE = {"weights": "t.pt", "output": {"scaled": 1}, "groups": {"classes": 0}}
 
 
 def first_stage(model: Model, **stage: object) -> Any:
@@ -55,7 +56,12 @@ def test_a_frozen_detector_learns_classes_that_its_weights_do_not_know(
         ({"freeze": ["detect"]}, False),
         ({"train": ["segment"]}, False),
         ({"train": ["detect", "segment"], "tasks": ["segment"]}, False),
+        ({"lr_scale": {"detect": 0}}, False),
+        ({"lr_scale": {"detector": 0}}, True),
         ({"distill": {"teachers": [{"weights": "t.pt", "output": {"scaled": 1}}], "hard": 0}}, True),
+        ({"distill": {"teachers": [BOXES_ALONE], "hard": 0}}, False),
+        ({"distill": {"teachers": [BOXES_ALONE]}}, True),
+        ({"distill": {"teachers": [{"weights": "t.pt", "output": {"scaled": 1}}], "hard": 0, "soft": 0}}, False),
         ({"distill": {"teachers": [{"weights": "t.pt", "output": {"masks": 1}}], "hard": 0}}, False),
         ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}], "hard": 0}}, False),
         ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}]}}, True),
@@ -68,7 +74,7 @@ def test_it_is_said_whether_the_plan_teaches_them(
     model.config = model.config.with_unknown(("disc",))
     plan = with_fresh_classes(read_plan({"stages": [{"name": "one", **stage}]}), model)
     split = load_split(shapes, "train")
-    (line,) = unknown_in_words(model, plan_stages(plan, TrainConfig(), model, split.tasks), split)
+    (line,) = unknown_in_words(model, plan_stages(plan, TrainConfig(), model, split.tasks), split, LossGains())
     assert line.startswith("1 of 2 classes are unknown to the weights, first 'disc': ")
     assert ("the detect branch learns them" in line, "they stay at random" in line) == (learns, not learns)
 
@@ -103,6 +109,27 @@ def test_weights_remember_what_no_training_has_taught_yet(
     assert not torch.equal(heir.branches["detect"].layers[0].weight, before)
     for one in (heir, load(taught.last), load(taught.best)):
         assert one.fresh_classes == ()
+
+
+@pytest.mark.parametrize(
+    ("stage", "gains"), [({"lr_scale": {"detect": 0}}, LossGains()), ({}, LossGains(classes=0))], ids=["rate", "gain"]
+)
+def test_classes_that_a_stage_leaves_where_they_were_stay_unknown(
+    stage: dict[str, Any],
+    gains: LossGains,
+    make_model: MakeModel,
+    shapes: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = make_model()
+    model.config = model.config.with_unknown(("disc",))
+    still, config = {"name": "still", "epochs": 1} | stage, config.model_copy(update={"gains": gains})
+    run = train(model, shapes, plan={"stages": [still]}, config=config, out=tmp_path)
+    assert "no stage of this plan teaches them" in capsys.readouterr().out
+    for one in (model, load(run.last)):
+        assert one.fresh_classes == ("disc",)
 
 
 def test_what_a_training_has_taught_is_frozen_in_the_next(

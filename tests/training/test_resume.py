@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mtyolo.api import build
 from mtyolo.checkpoint import load
 from mtyolo.config.model import KeypointConfig
-from mtyolo.config.training import TrainConfig
+from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.model import Model
 from mtyolo.training.judging import Judge
@@ -184,10 +184,64 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> 
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match="another process is training there; wait for it"), alone_in(tmp_path):
-            pass
+        (tmp_path / "state.pt").touch()
+        for new in (False, True):
+            with pytest.raises(ConfigError, match="another process is training there"), alone_in(tmp_path, new=new):
+                pass
         other.kill()
     with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_to_the_next(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*arguments: Any) -> bool:
+        raise RuntimeError("out of memory")
+
+    start = {"config": config, "judge": Judge(SignalAfter(0, 0)), "out": tmp_path, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr("mtyolo.training.train.training_step", too_large)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(make_model(), shapes, **start)
+    picture, results = ((tmp_path / name).read_bytes() for name in ("train_batch.jpg", "results.csv"))
+    assert state_of(tmp_path)["position"] == {"stage": 0, "epoch": 0, "batch": 0}
+    plain = config.model_copy(update={"augment": AugmentConfig(mosaic=0), "epochs": 1})
+    run = train(make_model(), shapes, **start | {"config": plain})
+    assert [row["epoch"] for row in run.results] == [0, 1]
+    assert (tmp_path / "train_batch.jpg").read_bytes() != picture, "the new run's own"
+    assert (tmp_path / "results.csv").read_bytes() != results
+    with pytest.raises(ConfigError, match="a run is already there; go on with --resume"):
+        train(make_model(), shapes, **start)
+
+
+def test_what_an_assistant_has_learned_is_not_written_over(tmp_path: Path, whole: Path) -> None:
+    at_start = state_of(whole) | {"position": {"stage": 0, "epoch": 0, "batch": 0}}
+    assistant = tmp_path / "assistants" / "small"
+    assistant.mkdir(parents=True)
+    torch.save(at_start, tmp_path / "state.pt")
+    shutil.copy(whole / "state.pt", assistant)
+    with pytest.raises(ConfigError, match="a run is already there"), alone_in(tmp_path, new=True):
+        pass
+    torch.save(at_start, assistant / "state.pt")
+    with alone_in(tmp_path, new=True):
+        assert not list(tmp_path.rglob("state.pt")), "or the new run's assistant would go on as the old one began"
+
+
+def test_a_start_that_another_process_may_be_at_is_not_taken_over(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(state_of(whole) | {"position": {"stage": 0, "epoch": 0, "batch": 0}}, tmp_path / "state.pt")
+    monkeypatch.setattr("mtyolo.training.run.fcntl", None)  # as where there are no locks
+    with pytest.raises(ConfigError, match="a run is already there"), alone_in(tmp_path, new=True):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_state_that_can_not_be_read_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"state\.pt: damaged.*name another --out"), alone_in(tmp_path, new=True):
         pass
 
 
@@ -226,6 +280,21 @@ def test_a_run_whose_data_was_moved_says_how_to_name_its_new_place_and_remembers
     with pytest.raises(Interrupted):
         train(None, moved / "shapes.yaml", resume=tmp_path / "run", judge=judge, progress=False)
     assert train(resume=tmp_path / "run", progress=False).results[-1]["epoch"] == 2
+
+
+def test_a_finished_run_remembers_where_its_data_is_now(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes.parent, tmp_path / "data")
+    once = config.model_copy(update={"epochs": 1})
+    train(make_model(), tmp_path / "data" / "shapes.yaml", config=once, out=tmp_path / "run", progress=False)
+    before = state_of(tmp_path / "run")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    train(None, tmp_path / "moved" / "shapes.yaml", resume=tmp_path / "run", progress=False)
+    assert len(train(resume=tmp_path / "run", progress=False).results) == 1
+    after = state_of(tmp_path / "run")
+    assert after.pop("settings") == before.pop("settings") | {"data_path": str(tmp_path / "moved" / "shapes.yaml")}
+    assert states_are_equal(after, before)
 
 
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(

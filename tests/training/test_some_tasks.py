@@ -75,6 +75,19 @@ def test_a_task_that_the_model_lacks_is_named(make_model: MakeModel, shapes: Pat
         steps_of(model, shapes, tmp_path, tasks=["detect", "segment"])
 
 
+def test_a_weight_for_a_branch_that_the_model_lacks_is_named_once(
+    make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {"task_weights": {"detect": 2, "keypoint": 0.5}, "stages": [{"name": "one"}, {"name": "two"}]}
+    for lacking, lines in (((), 0), (("keypoint",), 1)):
+        model = make_model()
+        for task in lacking:
+            del model.branches[task]
+        train(model, shapes, plan=plan, config=config, out=tmp_path / str(lines))
+        line = "task_weights: no effect for keypoint, which the model has no branch for"
+        assert capsys.readouterr().out.count(line) == lines
+
+
 def test_a_branch_without_labels_in_the_data_stands_still_too(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:

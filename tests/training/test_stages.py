@@ -228,14 +228,16 @@ def test_layers_that_features_replace_have_nothing_to_freeze() -> None:
         plan_stages(plan_of({"train": ["detector.2"]}), TrainConfig(), model)
 
 
-def test_the_innermost_part_decides_the_learning_rate(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_innermost_part_decides_the_learning_rate(order: int, make_model: MakeModel) -> None:
     model = make_model()
-    scale = {"detector": 0.1, "detector.17": 0.5, "segment": 2.0}
+    scale = dict([("detector", 0.1), ("detector.17", 0.5), ("detect", 0.2), ("segment", 2.0)][::order])
     (stage,) = plan_stages(plan_of({"lr_scale": scale}), TrainConfig(), model)
     freeze(model, stage)
     scales = lr_scales(model, stage)
     assert scales["graph.layers.0.conv.weight"] == 0.1
     assert scales["graph.layers.17.cv1.conv.weight"] == 0.5
+    assert {value for name, value in scales.items() if name.startswith("branches.detect")} == {0.2}
     assert {value for name, value in scales.items() if name.startswith("branches.segment")} == {2.0}
     assert {value for name, value in scales.items() if name.startswith("branches.keypoint")} == {1.0}
 
