@@ -1,9 +1,10 @@
-"""Files that are whole or absent: written under another name, then renamed."""
+"""Files that are whole or absent: written under another name, then renamed. Folders with one writer at a time."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +13,15 @@ from safetensors import SafetensorError
 
 from mtyolo.errors import MtyoloError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 WRITING = ("os error", "I/O error", "PytorchStreamWriter", "inline_container")
 """In messages of safetensors and torch, which have no error of their own for a full disk."""
+LOCK_SECONDS = 0.05
+"""Between looks whether a lock is free."""
 LETTERS_KEPT = 40
 """Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
 
@@ -55,6 +63,39 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is complete or absent, also when the power goes. Raises MtyoloError."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: float = 0) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made, where its file system has locks. The lock goes with the
+    process, however that ends. wait: seconds. Raises MtyoloError where another one still has it then."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MtyoloError(f"{folder}: no folder can be made there: {_reason(error)}; name another") from None
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + wait
+        while not _locked(descriptor):
+            if time.monotonic() > until:
+                raise MtyoloError(f"{folder}: another process is writing there; wait for it, or name another folder")
+            time.sleep(LOCK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def _reason(error: Exception) -> str:

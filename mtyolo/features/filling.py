@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ from mtyolo.data.records import Split
 from mtyolo.errors import StoreError
 from mtyolo.features.index import change
 from mtyolo.features.manifest import Manifest
-from mtyolo.features.shards import Contents, Row, Stored, check_shard, shard_path, write_shard
+from mtyolo.features.planning import joined
+from mtyolo.features.shards import Contents, Row, Stored, check_shard, read_contents, shard_path, write_shard
 
 
 class Written(NamedTuple):
@@ -50,6 +51,36 @@ class Filling(NamedTuple):
     @property
     def shards(self) -> int:
         return self.manifest.shards(self.split.name)
+
+
+def begin(
+    directory: Path, plan: Manifest, splits: Sequence[Split], names: Mapping[str, Sequence[str]]
+) -> list[Filling]:
+    """What is to be filled, by the manifest that the folder has or gets. names: split -> what its images are called.
+
+    Raises StoreError where the folder holds other features, or other images alone, which would be lost.
+    """
+    manifest = joined(directory, plan)
+    works = [Filling(directory, manifest, split, names[split.name]) for split in splits]
+    for work in works:
+        _refuse_others(work)
+    return works
+
+
+def _refuse_others(work: Filling) -> None:
+    """A split that has changed is brought up to date; one that has nothing in common with it is somebody else's."""
+    records, count = dict(zip(work.names, work.split.records, strict=True)), 0
+    for path in sorted((work.directory / work.split.name).glob("*.safetensors")):
+        with suppress(StoreError):  # damaged: nobody can use it
+            for row in read_contents(path).rows:
+                count += 1
+                if row.name in records and not change(row, records[row.name]):
+                    return
+    if count:
+        raise StoreError(
+            f"{work.directory}: its split {work.split.name} holds {count} other images, which would be lost; give "
+            f"another folder, or remove {work.directory / work.split.name} first"
+        )
 
 
 def fill(

@@ -65,6 +65,8 @@ def plan_manifest(extractor: Extractor, splits: Sequence[Split], size: int, opti
 def check_size(size: int, strides: Iterable[int]) -> None:
     """Raises ConfigError for a size that does not fit."""
     coarsest = max(strides)
+    if not isinstance(size, int):
+        raise ConfigError(f"image size {size!r}: expected whole pixels, a multiple of the largest stride, {coarsest}")
     if size <= 0 or size % coarsest:
         fitting = max(1, round(size / coarsest)) * coarsest
         raise ConfigError(f"image size {size}: expected a multiple of the largest stride, {coarsest}; use {fitting}")
@@ -88,7 +90,7 @@ def joined(directory: Path, manifest: Manifest) -> Manifest:
     if difference and there.made_here == manifest.made_here and not any(shards_in(directory)):
         return manifest
     if difference:
-        fitting = there.options_beside(manifest)
+        fitting = there.options_beside(manifest) if manifest.made_here else ""
         give = f"give {fitting} to go on with it, or" if fitting else "give"
         raise StoreError(f"{directory}: holds other features ({difference}); {give} another folder, or remove this one")
     return there.model_copy(update={"splits": there.splits | manifest.splits})

@@ -16,12 +16,16 @@ from torch import Tensor
 from mtyolo.data.records import Split
 from mtyolo.extractors.base import Extractor, features_of
 from mtyolo.features.codec import encode
-from mtyolo.features.filling import Filling, Made, Written, fill
+from mtyolo.features.filling import Filling, Made, Written, begin, fill
 from mtyolo.features.index import store_names
 from mtyolo.features.manifest import write_manifest
-from mtyolo.features.planning import ExtractOptions, joined, plan_manifest
+from mtyolo.features.planning import ExtractOptions, plan_manifest
 from mtyolo.features.views import Drawn, draw
+from mtyolo.files import locked
 from mtyolo.memory import kept_memory
+
+LOCK_SECONDS = 10.0
+"""That the manifest may take which another extraction is just writing."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,15 +50,15 @@ def extract(
     Raises StoreError where the folder holds other features, DataError or ConfigError for wrong images or sizes.
     """
     options = options or ExtractOptions()
-    directory = Path(directory)
-    manifest = joined(directory, plan_manifest(extractor, splits, size, options))
-    if options.share[0] == 0:
-        write_manifest(directory, manifest)
+    directory, plan = Path(directory), plan_manifest(extractor, splits, size, options)
+    called = names or {split.name: store_names(split.records) for split in splits}
+    with locked(directory, wait=LOCK_SECONDS):
+        works = begin(directory, plan, splits, called)
+        if options.share[0] == 0:
+            write_manifest(directory, works[0].manifest)
     extractor.to(options.device)
     done = Written(0, 0, 0)
-    for split in splits:
-        called = store_names(split.records) if names is None else list(names[split.name])
-        work = Filling(directory, manifest, split, called)
+    for work in works:
         make = partial(_extracted, extractor, work, options, report)
         written = fill(work, make, report, options.share)
         done = Written(*(one + other for one, other in zip(done, written, strict=True)))

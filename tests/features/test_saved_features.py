@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from tiny_features import make_images
 
 from mtyolo.api import build, train
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
-from mtyolo.errors import ConfigError, StoreError
+from mtyolo.errors import ConfigError, MtyoloError, StoreError
 from mtyolo.features import planning
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.verify import verify
-from mtyolo.features.writing import Levels, save_features
+from mtyolo.features.writing import save_features
 from mtyolo.prediction.predict import predict
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "npy_features.py"
 SIZE, CHANNELS = 64, {8: 4, 16: 6, 32: 8}
 Made = dict[int, NDArray[np.float32]]
+Asked = Callable[[Path], Mapping[int, Any]]
 
 
 @pytest.fixture
@@ -48,7 +51,9 @@ def made(picture: Path) -> Made:
     }
 
 
-def save(store: Path, data: Path, features: Callable[[Path], Levels] = made, made_by: str = "mine") -> object:
+def save(
+    store: Path, data: Path, features: Callable[[Path], Mapping[int, Any]] = made, made_by: str = "mine"
+) -> object:
     return save_features(store, data, features, size=SIZE, made_by=made_by)
 
 
@@ -116,8 +121,12 @@ def changed(stride: int, level: Callable[[NDArray[np.float32]], NDArray[np.float
             changed(16, lambda level: level.transpose(1, 2, 0)),
             r"\[4, 4, 6\].*channels come last there: give them first",
         ),
-        (changed(16, lambda level: level[None]), r"are \[1, 6, 4, 4\], not \[channels, 4, 4\]"),
+        (changed(16, lambda level: level[None]), r"of \[1, 6, 4, 4\], not real values of \[channels, h, w\]"),
         (changed(16, lambda level: level[:3]), "3 channels at stride 16, the store has 6"),
+        (changed(16, lambda level: level[:0]), r"of \[0, 4, 4\], not real values"),
+        (changed(16, lambda level: level * 1j), r"torch.complex\d+ of .*, not real values"),
+        (changed(16, lambda level: level.astype(object)), "features at stride 16 are no tensor: "),
+        (changed(16, lambda level: None), "features at stride 16 are no tensor: "),
         (changed(16, lambda level: level * np.nan), "stride 16: the features hold values up to nan"),
         (changed(16, lambda level: level * 1e6), "which fp16 can not store"),
     ],
@@ -138,9 +147,81 @@ def test_levels_of_one_picture_that_others_lack(tmp_path: Path, data: Path) -> N
         save(tmp_path / "store", data, features)
 
 
-def test_no_level_at_all(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(StoreError, match="no level"):
-        save(tmp_path / "store", data, lambda picture: {})
+@pytest.mark.parametrize("given", [None, {}, [np.zeros((4, 8, 8))], {"8": np.zeros((4, 8, 8))}])
+def test_what_is_no_pyramid(tmp_path: Path, data: Path, given: object) -> None:
+    def features(picture: Path) -> Made:
+        return given if picture.stem == "0002" else made(picture)  # type: ignore[return-value]
+
+    with pytest.raises(StoreError, match=r"0002.png: its features are not \{stride: \[channels, h, w\]\}, but "):
+        save(tmp_path / "store", data, features)
+
+
+def test_a_mistake_of_the_program_is_named_with_its_picture(tmp_path: Path, data: Path) -> None:
+    def features(picture: Path) -> Made:
+        return {8: np.load(tmp_path / f"{picture.stem}.npy")}
+
+    with pytest.raises(StoreError, match=r"0000.png: its features can not be had: FileNotFoundError: ") as caught:
+        save(tmp_path / "store", data, features)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_arrays_of_any_order_are_taken(tmp_path: Path, data: Path) -> None:
+    def features(picture: Path) -> Made:
+        found = made(picture)
+        found[8] = found[8][:, ::-1, ::-1][:, ::-1, ::-1].astype(">f4")
+        found[16].flags.writeable = False
+        return found
+
+    save(tmp_path / "store", data, features)
+    save(tmp_path / "plain", data)
+    assert bytes_of(tmp_path / "store") == bytes_of(tmp_path / "plain")
+
+
+def test_features_that_come_in_a_row_are_asked_for_once(tmp_path: Path, data: Path) -> None:
+    row = iter([made(record.path) for record in load_split(data, "train").records])
+    save(tmp_path / "store", data, lambda picture: next(row))
+    save(tmp_path / "plain", data)
+    assert bytes_of(tmp_path / "store") == bytes_of(tmp_path / "plain")
+    with pytest.raises(StoreError, match="its features can not be had: StopIteration"):
+        save(tmp_path / "store", data, lambda picture: next(row))
+
+
+def test_other_pictures_do_not_take_the_place_of_a_split(tmp_path: Path, data: Path) -> None:
+    save(tmp_path / "store", data)
+    before = bytes_of(tmp_path / "store")
+    make_images(tmp_path / "others", 3)
+    for picture in (tmp_path / "others/images/train").iterdir():
+        Image.new("RGB", (70, 50)).save(picture)
+    with pytest.raises(StoreError, match="its split train holds 5 other images, which would be lost"):
+        save(tmp_path / "store", tmp_path / "others/images/train")
+    assert bytes_of(tmp_path / "store") == before
+
+
+def test_pictures_that_can_not_be_read_are_named(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data/images/train/0002.png").write_bytes(b"no picture")
+    assert save(tmp_path / "store", data) == (4, 1, 0)
+    assert "0002.png" in caplog.text
+
+
+def test_one_at_a_time_writes_into_a_folder(tmp_path: Path, data: Path) -> None:
+    def features(picture: Path) -> Made:
+        with pytest.raises(MtyoloError, match="another process is writing there; wait for it"):
+            save(tmp_path / "store", data)
+        return made(picture)
+
+    save(tmp_path / "store", data, features)
+    assert verify(tmp_path / "store", [load_split(data, "train")]) == []
+
+
+def test_a_store_in_place_of_a_file(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(MtyoloError, match="no folder can be made there: File exists; name another"):
+        save(data, data)
+
+
+@pytest.mark.parametrize("wrong", [{"made_by": 3}, {"made_by": {"version": "3"}}, {"size": "64"}, {"dtype": "float16"}])
+def test_wrong_arguments(tmp_path: Path, data: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"made_by: |image size '64': expected whole pixels|dtype: "):
+        save_features(tmp_path / "store", data, made, **{"size": SIZE, "made_by": "mine"} | wrong)
 
 
 def test_strides_that_do_not_divide_each_other(tmp_path: Path, data: Path) -> None:
@@ -154,7 +235,7 @@ def test_a_size_that_strides_do_not_divide(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_name_that_says_nothing(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(StoreError, match="say by a name what made these features"):
+    with pytest.raises(ConfigError, match="say by a name what made these features"):
         save(tmp_path / "store", data, made_by="features")
 
 
