@@ -45,6 +45,12 @@ FEATURES = "stages.0.distill.teachers.0.features"
         ({"augment": "no!"}, "stages.0.augment: Input should be a valid boolean or a valid dictionary, got 'no!'"),
         ({"train": [3]}, "stages.0.train.0: Input should be a valid string, got 3"),
         ({"lr_scale": {"bool": "x", "a-b": 1}}, "stages.0.lr_scale.bool: Input should be a valid number, got 'x'"),
+        ({"epochs": True}, "stages.0.epochs: a number is expected, got True"),
+        ({"tasks": []}, "stages.0.tasks: List should have at least 1 item after validation, not 0, got []"),
+        (
+            {"distill": teacher()["distill"] | {"soft": 0, "hard": 0}},
+            "stages.0.distill: soft and hard are both 0, so nothing would be learned; give one of them a weight",
+        ),
         (
             {"lr": -1, "augment": {"flip": 2}},
             "stages.0.lr: Input should be greater than 0, got -1 (1 more)",
@@ -89,3 +95,36 @@ def test_a_mistake_inside_a_file_keeps_its_line(tmp_path: Path) -> None:
         ConfigError, match=r"run\.yaml:3: augment\.flip: Input should be less than or equal to 1, got 2"
     ):
         read_config(tmp_path / "run.yaml")
+
+
+def bomb(levels: int) -> str:
+    """A list of nine references to a list of nine references, and so on: some lines that say billions of things."""
+    lists = [f"x{number}: &x{number} [{', '.join(9 * [f'*x{number - 1}'])}]" for number in range(1, levels)]
+    return "\n".join(["x0: &x0 [1, 1]", *lists])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages: &a [*a]", r"p.yaml:1: stages.0: Input should be a valid dictionary, got \["),
+        (f"stages: {2000 * '['}{2000 * ']'}", "p.yaml: too deeply nested to be read"),
+        (f"{bomb(12)}\nstages: [{{name: a}}]", "p.yaml:1: unknown key 'x0'"),
+        (f"{bomb(12)}\nstages: *x11", "p.yaml:1: unknown key 'x0'"),
+        ("stages:\n- &a {name: a, epochs: x}\n- *a", "p.yaml:2: stages.0.epochs: Input should be a valid integer"),
+    ],
+    ids=("itself", "deep", "many", "many stages", "twice"),
+)
+def test_references_in_a_file_are_followed_once(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_plan(tmp_path / "p.yaml")
+
+
+def test_what_was_written_is_cut_where_it_goes_on_and_on() -> None:
+    value: list[Any] = [1]
+    for _ in range(12):
+        value = 9 * [value]
+    with pytest.raises(ConfigError) as refusal:
+        read_plan({"stages": [{"name": "a", "epochs": value}]})
+    assert "stages.0.epochs: Input should be a valid integer, got [[[...], [...]" in str(refusal.value)
+    assert len(str(refusal.value)) < 1000

@@ -132,6 +132,12 @@ class DistillConfig(Strict):
     check: bool = True
     """Validate teachers first, and warn of one that is not at least 5 points better than the student."""
 
+    @model_validator(mode="after")
+    def _something_teaches(self) -> DistillConfig:
+        if not self.soft and not self.hard:
+            raise ValueError("soft and hard are both 0, so nothing would be learned; give one of them a weight")
+        return self
+
     @property
     def tasks(self) -> set[str]:
         """Whose branches learn from some teacher."""

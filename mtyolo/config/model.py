@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mtyolo.config.reading import Document, sentence
 from mtyolo.errors import ConfigError
@@ -14,7 +14,14 @@ from mtyolo.errors import ConfigError
 KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
 """What a model file can name without a class of anybody's own."""
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is expected, got {value}")
+    return value
+
+
+Positive = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
 ClassNumber = Annotated[int, Field(ge=0)]
 
 LARGEST_SIDE = 16384

@@ -70,7 +70,7 @@ class StageConfig(Strict):
     """Default: the run's. With many `views` an epoch is long; in any case, a third of the stage is the most."""
     clip_value: Annotated[float, Field(gt=0)] | None = None
     """Default: the run's. Published recipes of distillation take 1.0."""
-    tasks: list[TASK] | None = None
+    tasks: Annotated[list[TASK], Field(min_length=1)] | None = None
     """Which tasks' losses count. Default: all that the model has."""
     augment: bool | AugmentConfig = True
     """false: letterbox only; or its own values, where those that are not named are the defaults, not the run's."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import yaml
@@ -46,11 +47,13 @@ def read_yaml(path: Path | str) -> Document:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
+        lines: dict[KeyPath, int] = {}
+        if node is not None:
+            _collect_lines(path, node, (), lines, set())
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}{_mark(error)}: not valid YAML: {_problem(error)}") from None
-    lines: dict[KeyPath, int] = {}
-    if node is not None:
-        _collect_lines(path, node, (), lines)
+    except RecursionError:
+        raise ConfigError(f"{path}: too deeply nested to be read") from None
     return Document(path, content, lines)
 
 
@@ -63,8 +66,12 @@ def _problem(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
-def _collect_lines(path: Path, node: yaml.Node, keys: KeyPath, lines: dict[KeyPath, int]) -> None:
+def _collect_lines(path: Path, node: yaml.Node, keys: KeyPath, lines: dict[KeyPath, int], met: set[int]) -> None:
+    """met: ids of nodes. An alias leads back to one: of what is inside, the lines are those of its anchor."""
     lines.setdefault(keys, node.start_mark.line + 1)
+    if id(node) in met:
+        return
+    met.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str | int] = set()
         for key_node, value in node.value:
@@ -73,10 +80,10 @@ def _collect_lines(path: Path, node: yaml.Node, keys: KeyPath, lines: dict[KeyPa
                 raise ConfigError(f"{path}:{key_node.start_mark.line + 1}: the key {key!r} stands here a second time")
             seen.add(key)
             lines[(*keys, key)] = key_node.start_mark.line + 1
-            _collect_lines(path, value, (*keys, key), lines)
+            _collect_lines(path, value, (*keys, key), lines, met)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _collect_lines(path, item, (*keys, index), lines)
+            _collect_lines(path, item, (*keys, index), lines, met)
 
 
 def _key(node: yaml.Node) -> str | int:
@@ -117,8 +124,16 @@ def sentence(schema: type[BaseModel], document: Document, error: ValidationError
         return f"{place}: unknown key {name!r}; {nearest(keys[-1], _known_keys(schema, keys[:-1]))}{more}"
     if mistake.sort == "missing":
         return f"{document.place(keys[:-1])}: the key {name!r} is missing{more}"
-    given = "" if mistake.sort == "value_error" else f", got {mistake.given!r}{nearest_word(mistake)}"
+    given = "" if mistake.sort == "value_error" else f", got {_shown(mistake.given)}{nearest_word(mistake)}"
     return ": ".join(filter(None, (place, name, f"{mistake.reason}{given}{more}")))
+
+
+def _shown(given: object) -> str:
+    """What was written, cut where it goes on and on."""
+    short = Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
+    short.maxlist = short.maxdict = short.maxtuple = 6
+    return short.repr(given)
 
 
 def _known_keys(schema: type[BaseModel], keys: Sequence[str | int]) -> list[str]:

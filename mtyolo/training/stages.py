@@ -66,7 +66,7 @@ def plan_stages(
         first_epoch, still = sum(earlier.epochs for earlier in stages), _still(model, stage)
         resolved = Stage(stage, number, epochs, first_epoch, trained, frozen, still)
         if not any(resolved.trains(name) for name, _ in model.named_parameters()):
-            parts = "nothing" if stage.train == "all" else f"none of {', '.join(stage.train)}"
+            parts = "nothing" if stage.train in ("all", []) else f"none of {', '.join(stage.train)}"
             raise ConfigError(
                 f"plan: stage {stage.name!r} trains nothing: the model has {parts} that is not frozen and belongs to "
                 "tasks that count and have labels; name other parts under train or freeze, or take another plan"

@@ -207,6 +207,7 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
             {"freeze": ["detector", "segment", "keypoint"]},
             "stage '0' trains nothing: the model has nothing that is not",
         ),
+        ({"train": []}, "stage '0' trains nothing: the model has nothing that is not"),
     ],
 )
 def test_a_part_that_is_not_there_is_named(
