@@ -28,6 +28,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """results.png takes as long as a run of ten pictures. Where it is looked at, a fixture of this name lets it be."""
+    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data file: 10 training and 4 validation images of drawn shapes with boxes, masks and two keypoints."""
