@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 demo: $(STAMP)
 	$(BIN)/mtyolo demo
 
-# One thread a process, as many processes as cores are asked for: small networks gain nothing from more threads.
+# One thread a process, as many processes as cores are asked for: small networks gain nothing from more threads. They take
+# whole files in the order of tests/conftest.py; xdist's own, by the number of tests, leaves the slowest to the end.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,6 +13,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COCO_FLIP_IDX = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: where processes share the files, short ones fill up what is left at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real test data: MTYOLO_TEST_DATA, by default shared/data beside the checkout."""

@@ -43,7 +43,7 @@ def test_three_tasks_train_before_a_frozen_detector(make, test_data: Path, coco_
     model = make(test_data, coco_mini)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = TrainConfig(
-        epochs=4, imgsz=192, batch=8, optimizer="adamw", lr=0.002, workers=0, augment=STILL, val_every=4, device="cpu"
+        epochs=4, imgsz=128, batch=8, optimizer="adamw", lr=0.002, workers=0, augment=STILL, val_every=4, device="cpu"
     )
     run = train(model, coco_mini, plan=FROZEN, config=config, out=tmp_path, progress=False)
 
@@ -61,7 +61,7 @@ def test_three_tasks_train_before_a_frozen_detector(make, test_data: Path, coco_
     assert [name for name in detector if not torch.equal(before[name], after[name])] == []
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("branches.keypoint"))
 
-    metrics = validate(run.last, coco_mini, size=192).as_dict()
+    metrics = validate(run.last, coco_mini, size=128).as_dict()
     assert {"detect/AP", "segment/AP", "keypoint/AP"} <= metrics.keys()
     assert (tmp_path / "train_batch.jpg").stat().st_size > 10_000
 

@@ -17,6 +17,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """results.png takes as long as a run of six pictures; tests/training looks at it."""
+    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
+
+
 @pytest.fixture
 def yolov5n(test_data: Path) -> str:
     return str(test_data / "weights" / "yolov5n.pt")

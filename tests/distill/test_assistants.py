@@ -52,13 +52,25 @@ def plan_of(teacher: str, **options: Any) -> dict[str, Any]:
     return {"assistants": [medium], "stages": [stage_from("medium")]}
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> str:
-    return teacher_file(tmp_path)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return teacher_file(tmp_path_factory.mktemp("teacher"))
 
 
 def run_plan(plan: Mapping[str, Any] | str, shapes: Path, out: Path, judge: Judge | None = None, **options: Any) -> Run:
     return train(shape_model(), shapes, plan=plan, config=shape_config(**options), out=out, judge=judge, progress=False)
+
+
+RANDOM = {"balance": "random"}
+"""Weights of losses that are drawn, the assistant's and the student's."""
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing interrupted."""
+    torch.set_num_threads(1)
+    plan, judge = plan_of(teacher, **RANDOM) | RANDOM, Judge(Marks(teacher=0.9, student=0.1))
+    return run_plan(plan, shapes, tmp_path_factory.mktemp("whole"), judge)
 
 
 def test_an_assistant_learns_first_and_then_teaches(teacher: str, shapes: Path, tmp_path: Path) -> None:
@@ -83,10 +95,10 @@ def test_epochs_of_the_first_stage_are_the_students(teacher: str, shapes: Path, 
 
 
 def test_teachers_of_a_plan_without_a_file_are_found_from_anywhere(
-    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = Path(teacher).name
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(Path(teacher).parent)
     settings = settle(shape_model(), shapes, read_plan(plan_of(name)), shape_config(), None)
     found = PlanConfig.model_validate_json(settings.plan)
     assert found.assistants[0].teachers == [teacher]
@@ -107,16 +119,13 @@ def test_assistants_may_teach_assistants(teacher: str, shapes: Path, tmp_path: P
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 6])
 def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
-    step: int, teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, teacher: str, whole: Run, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six pictures in batches of three: the assistant's steps are 1 to 4, the student's 5 and 6. Weights of losses are
-    drawn at random in each."""
-    torch.set_num_threads(1)
+    """Six pictures in batches of three: the assistant's steps are 1 to 4, the student's 5 and 6."""
     from mtyolo.training import train as loop
 
-    plan, whole_step, steps = plan_of(teacher, balance="random") | {"balance": "random"}, loop.training_step, []
+    plan, whole_step, steps = plan_of(teacher, **RANDOM) | RANDOM, loop.training_step, []
     judge = Judge(Marks(teacher=0.9, student=0.1))
-    whole = run_plan(plan, shapes, tmp_path / "whole", judge)
 
     def interrupted(*arguments: Any) -> bool:
         steps.append(1)
@@ -153,13 +162,11 @@ def test_a_signal_after_an_assistants_last_step_stops_before_the_student(
     assert len(train(resume=tmp_path / "run", progress=False).results) == 1
 
 
-def test_what_is_trained_is_not_trained_again(
-    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_plan(plan_of(teacher), shapes, tmp_path / "run")
+def test_what_is_trained_is_not_trained_again(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole.out, tmp_path / "run")
     weights = (tmp_path / "run/assistants/medium/last.safetensors").stat().st_mtime_ns
     monkeypatch.setattr("mtyolo.training.train.training_step", lambda *_: pytest.fail("a step"))
-    assert train(resume=run.out, progress=False).results == run.results
+    assert train(resume=tmp_path / "run", progress=False).results == whole.results
     assert (tmp_path / "run/assistants/medium/last.safetensors").stat().st_mtime_ns == weights
 
 

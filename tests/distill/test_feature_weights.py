@@ -22,10 +22,10 @@ P3, P4, P5 = 17, 20, 23
 """Layers before the head of the official graph."""
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """As wide as the student, so that nothing is projected."""
-    return teacher_file(tmp_path)
+    return teacher_file(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture

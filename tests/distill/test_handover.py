@@ -23,9 +23,9 @@ STEPS = 2
 """Of a stage: six pictures in threes."""
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    return teacher_file(tmp_path)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return teacher_file(tmp_path_factory.mktemp("teacher"))
 
 
 def two_stages(weights: str, shapes: Path, out: Path) -> Run:
@@ -65,12 +65,18 @@ def test_a_stage_begins_with_what_the_one_before_it_has_learned(
     assert all(torch.equal(one, other) for one, other in zip(learned, second.values(), strict=True))
 
 
+@pytest.fixture(scope="module")
+def whole(weights: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The state of a run that nothing cut off."""
+    torch.set_num_threads(1)
+    return state_of(two_stages(weights, shapes, tmp_path_factory.mktemp("whole")).out)
+
+
 @pytest.mark.parametrize("place", ["step 1", "step 2", "step 3", "step 4", "end_stage", "begin_stage"])
 def test_a_run_cut_off_anywhere_ends_in_the_same_weights(
-    place: str, weights: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, whole: dict[str, Any], weights: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inside of a stage, after its last batch, and between two: before one is ended, and when it is."""
-    whole = state_of(two_stages(weights, shapes, tmp_path / "whole").out)
     with monkeypatch.context() as patch:
         if place.startswith("step"):
             _stop_in_step(int(place[-1]), patch)
@@ -132,7 +138,8 @@ def test_only_the_same_term_at_the_same_layers_takes_it(features: list[Any], tak
     assert all(same(found[place], before[place]) for place in before.keys() - learned.keys())
 
 
-def test_other_teachers_and_other_shapes_begin_anew(weights: str, tmp_path: Path) -> None:
+def test_other_teachers_and_other_shapes_begin_anew(tmp_path: Path) -> None:
+    weights = teacher_file(tmp_path)
     learned = learned_by(distiller(weights, [MGD]))
     hand_over(learned, distiller(teacher_file(tmp_path, seed=2), [MGD]))
     hand_over(learned, None)

@@ -23,9 +23,9 @@ STANDSTILL = {"lr": 1e-12}
 """With all pictures in one batch, losses are the same in every epoch then."""
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    return teacher_file(tmp_path)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return teacher_file(tmp_path_factory.mktemp("teacher"))
 
 
 def weights_of(run: Run) -> list[tuple[float, float]]:
@@ -121,11 +121,10 @@ def losses_of(run: Run, term: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def whole(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(weights: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose first trial fails, and that nothing interrupted."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("whole")
-    return dynamic(teacher_file(folder), shapes, folder / "run", Judge(Course(MISSED)))
+    return dynamic(weights, shapes, tmp_path_factory.mktemp("whole"), Judge(Course(MISSED)))
 
 
 def test_dynamic_weights_take_a_term_back_that_is_missed_and_try_the_next(whole: Run) -> None:

@@ -50,14 +50,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(photos: Path) -> DataConfig:
     return DataConfig(path=str(photos), train="images", val="images", names={0: "square", 1: "disc"})
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    return str(save_weights(tiny_model(seed=1), tmp_path / "teacher.safetensors"))
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_weights(tiny_model(seed=1), tmp_path_factory.mktemp("teacher") / "teacher.safetensors"))
 
 
 def with_points(photos: Path, root: Path) -> DataConfig:
@@ -119,32 +119,38 @@ def test_every_term_is_a_named_loss_and_all_are_one_beside_the_tasks(
     assert float(row["loss/detect"] or 0) > 0
 
 
-def test_the_deployed_file_has_the_student_alone(weights: str, data: DataConfig, tmp_path: Path) -> None:
-    run = distilled(weights, data, tmp_path / "run", features=FEATURES, epochs=1)
-    with safe_open(run.best, framework="pt") as file:
+@pytest.fixture(scope="module")
+def learning(weights: str, data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with terms that learn something themselves."""
+    return distilled(weights, data, tmp_path_factory.mktemp("learning"), features=FEATURES, epochs=1)
+
+
+def test_the_deployed_file_has_the_student_alone(learning: Run) -> None:
+    with safe_open(learning.best, framework="pt") as file:
         saved = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
     assert saved == {name: tensor.shape for name, tensor in tiny_model().state_dict().items()}
 
 
-def test_projectors_are_no_part_of_the_model_in_the_runs_state(weights: str, data: DataConfig, tmp_path: Path) -> None:
-    run = distilled(weights, data, tmp_path / "run", features=FEATURES, epochs=1)
-    learned = torch.load(run.out / "state.pt", weights_only=True)
+def test_projectors_are_no_part_of_the_model_in_the_runs_state(learning: Run) -> None:
+    learned = torch.load(learning.out / "state.pt", weights_only=True)
     assert not [name for name in learned["model"] if "projector" in name or "generator" in name]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_run_with_a_teacher_goes_on_to_the_same_weights(
-    stop_after: int, weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So little that the rate is halved after the first epoch.
     monkeypatch.setattr("mtyolo.distill.objective.detection_loss", lambda *_: torch.tensor(1e-9))
     options: dict[str, Any] = {"output": {"scaled": 1.0}, "features": [{"method": "mgd"}], "three_times": True}
     whole = distilled(weights, data, tmp_path / "whole", **options)
-    interrupted_after(stop_after, monkeypatch, weights=weights, data=data, out=tmp_path / "cut", **options)
-    train(data=data, resume=tmp_path / "cut", progress=False)
-    first, second = model_in(tmp_path / "whole"), model_in(tmp_path / "cut")
     assert whole.results
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first = model_in(tmp_path / "whole")
+    for stop_after in (1, 3):
+        out = tmp_path / f"cut after {stop_after}"
+        interrupted_after(stop_after, monkeypatch, weights=weights, data=data, out=out, **options)
+        train(data=data, resume=out, progress=False)
+        second = model_in(out)
+        assert all(torch.equal(first[name], second[name]) for name in first), stop_after
 
 
 def test_of_what_terms_learn_only_biases_do_not_decay(

@@ -41,3 +41,9 @@ def make_store(tmp_path: Path, split: Split) -> Callable[..., FeatureStore]:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtyolo.features.planning.SHARD_IMAGES", 4)
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """results.png takes as long as a run of ten pictures; tests/training looks at it."""
+    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)

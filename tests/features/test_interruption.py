@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import random
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import FORKSERVER, start
 from tiny_features import extract_slowly, make_images
 
 from mtyolo.features.verify import verify
@@ -27,16 +27,12 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_store_killed_at_random_moments_is_byte_identical_once_resumed(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", IMAGES)
-    # A server that has imported torch once: each process then starts in milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mtyolo.features.writer", "mtyolo.data.split"])
-    chance, started = random.Random(0), context.Event()
+    chance, started = random.Random(0), FORKSERVER.Event()
 
     def extraction(folder: Path, seconds: float | None) -> bool:
         """Run it, kill it after so many seconds of work; did it come to its end?"""
-        process = context.Process(target=extract_slowly, args=(data, folder, started))
         started.clear()
-        process.start()
+        process = start(extract_slowly, data, folder, started)
         assert started.wait(60)
         process.join(seconds)
         process.kill()

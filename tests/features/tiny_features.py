@@ -97,7 +97,6 @@ class SlowExtractor(TinyExtractor):
 
 def extract_slowly(data: Path, folder: Path, started: Event) -> None:
     """In a process of its own."""
-    torch.set_num_threads(1)
     split = load_split(data, "train")
     started.set()
     extract(SlowExtractor(), [split], folder, SIZE, ExtractOptions(batch=2, dtype="fp32"))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_networks import THREE_TASKS, tiny_graph
 
 from mtyolo.api import build
-from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.model import Model
 
@@ -26,6 +25,12 @@ NAMES = {0: "square", 1: "disc"}
 def one_thread() -> None:
     """Sums in one order, so that runs agree to the bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """results.png takes as long as a run of ten pictures. Where it is looked at, a fixture of this name lets it be."""
+    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
 
 
 @pytest.fixture(scope="session")
@@ -100,20 +105,13 @@ def _draw_split(root: Path, split: str, count: int) -> None:
     (root / f"{split}.json").write_text(json.dumps(content))
 
 
-def tiny_graph() -> dict[str, Any]:
-    """The official layer list at a tenth of yolov5n's width."""
-    content = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
-    return content | {"width_multiple": 0.05, "depth_multiple": 0.1}
-
-
 @pytest.fixture(scope="session")
 def make_model(shapes: Path) -> Callable[[], Model]:
     """A new, always equal, tiny model with all three tasks."""
 
     def make() -> Model:
         torch.manual_seed(0)
-        tasks = {"detect": {}, "segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
-        return build({"detector": {"graph": tiny_graph()}, "tasks": tasks}, data=shapes)
+        return build({"detector": {"graph": tiny_graph()}, "tasks": THREE_TASKS}, data=shapes)
 
     return make
 

@@ -5,36 +5,37 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from forked import exit_codes, start_pair
 
-SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
 from mtyolo.training.train import train
-data, out, weights, weight = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
-torch.manual_seed(0)
-model = build({
-    "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
-    "adapters": {"type": "conv", "match_statistics": True},
-    "detector": {"graph": "yolov5n.yaml", "weights": weights},
-}, data=data)
-config = TrainConfig(
-    epochs=3, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0, optimizer="sgd", lr=0.01, momentum=0
-)
-stage = {"name": "align", "train": ["adapters"], "norms": "frozen", "augment": False}
-stage |= {"align": weight} if weight else {"objective": "align", "arguments": {"fused": 1.0, "maps": 1.0}}
-train(model, data, plan={"stages": [stage]}, config=config, out=out, progress=False)
-"""
+
+
+def align(data: Path, out: Path, weights: Path, weight: float) -> None:
+    """Alone or as one of two. weight: beside the tasks' losses; 0: alone."""
+    torch.manual_seed(0)
+    model = build(
+        {
+            "extractor": {"name": "timm/mobilenetv2_035", "weights": "none"},
+            "adapters": {"type": "conv", "match_statistics": True},
+            "detector": {"graph": "yolov5n.yaml", "weights": str(weights)},
+        },
+        data=data,
+    )
+    config = TrainConfig(
+        epochs=3, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0, optimizer="sgd", lr=0.01, momentum=0
+    )
+    stage: dict[str, Any] = {"name": "align", "train": ["adapters"], "norms": "frozen", "augment": False}
+    stage |= {"align": weight} if weight else {"objective": "align", "arguments": {"fused": 1.0, "maps": 1.0}}
+    train(model, data, plan={"stages": [stage]}, config=config, out=out, progress=False)
 
 
 @pytest.fixture
@@ -62,17 +63,7 @@ def one_picture(shapes: Path, tmp_path: Path) -> Path:
     return path
 
 
-def run(data: Path, out: Path, weights: Path, weight: float, processes: int) -> list[dict[str, float]]:
-    repository = Path(__file__).resolve().parents[2]
-    paths = [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
-    base = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "ACCELERATE_USE_CPU": "true"}
-    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(22000 + os.getpid() % 20000)}
-    call = [sys.executable, "-c", SCRIPT, str(data), str(out), str(weights), str(weight)]
-    started = [
-        subprocess.Popen(call, env=base | (group | {"RANK": str(n), "LOCAL_RANK": str(n)} if processes > 1 else {}))
-        for n in range(processes)
-    ]
-    assert [process.wait(timeout=240) for process in started] == [0] * processes
+def losses(out: Path) -> list[dict[str, float]]:
     with (out / "results.csv").open() as file:
         return [{key: float(row[key]) for key in row if key.startswith("loss/")} for row in csv.DictReader(file)]
 
@@ -86,8 +77,9 @@ def test_errors_and_weights_are_those_of_one_process(
 
     To a thousandth: a variance divides by one less than the number of values, and a process sees half of them."""
     weights = test_data / "weights" / "yolov5n.pt"
-    one = run(one_picture, tmp_path / "one", weights, weight, 1)
-    two = run(one_picture, tmp_path / "two", weights, weight, 2)
+    align(one_picture, tmp_path / "one", weights, weight)
+    assert exit_codes(start_pair(align, one_picture, tmp_path / "two", weights, weight)) == [0, 0]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 3
     assert one[-1]["loss/align"] < one[0]["loss/align"]
     for alone, together in zip(one, two, strict=True):

@@ -24,6 +24,11 @@ SIZE, BATCH = 64, 4
 ALIGN = {"name": "align", "objective": "align", "train": ["adapters"], "optimizer": "adamw", "lr": 0.002}
 
 
+@pytest.fixture
+def without_plots() -> None:
+    """They are looked at here."""
+
+
 @pytest.fixture(scope="module")
 def unlabelled(large_images: Path) -> DataConfig:
     return DataConfig(path=str(large_images), train="train", val="val", nc=80)

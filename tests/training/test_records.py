@@ -53,6 +53,11 @@ class Watched:
     lines: list[str]
 
 
+@pytest.fixture
+def without_plots() -> None:
+    """They are looked at here."""
+
+
 @pytest.fixture(scope="module")
 def watched(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import exit_codes, start_pair
+from tiny_networks import tiny_graph
 
-SCRIPT = """
-import json, sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
-from conftest import tiny_graph
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
 from mtyolo.evaluation.validate import validate
@@ -26,63 +23,58 @@ from mtyolo.training.judging import Judge
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
+
 class Always:
     fitness = 0.5
-    def as_dict(self):
-        return {{"fitness": 0.5}}
 
-data, out, stage, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-model = build({{"detector": {{"graph": tiny_graph()}}, "tasks": {{"detect": {{}}, "keypoint": {{}}}}}}, data=data)
-config = TrainConfig(imgsz=64, workers=0, device="cpu", **options)
-try:
-    judge = Judge(validate if stage.pop("judged", False) else lambda *_, **__: Always())
-    plan = {{"balance": "pcgrad", "stages": [{{"name": "one", **stage}}]}}
-    train(model, data, plan=plan, config=config, out=out or None, progress=False, judge=judge)
-except Interrupted as interrupted:
-    sys.exit(interrupted.exit_code)
-"""
+    def as_dict(self) -> dict[str, Any]:
+        return {"fitness": 0.5}
 
 
-def start(
-    script: Path, data: Path, out: Path | str, stage: dict[str, Any] | None = None, **options: Any
-) -> list[subprocess.Popen[bytes]]:
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    shared = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(21000 + os.getpid() % 20000 + options["epochs"]),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    call = [sys.executable, str(script), str(data), str(out), json.dumps(stage or {}), json.dumps(options)]
-    return [
-        subprocess.Popen(
-            call, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=script.parent
-        )
-        for rank in range(2)
-    ]
+def train_together(
+    data: Path, folder: Path, out: str | None, stage: dict[str, Any], judged: bool, options: dict[str, Any]
+) -> None:
+    """In each of two processes, standing in the folder."""
+    os.chdir(folder)
+    model = build({"detector": {"graph": tiny_graph()}, "tasks": {"detect": {}, "keypoint": {}}}, data=data)
+    config = TrainConfig(imgsz=64, workers=0, device="cpu", **options)
+    plan = {"balance": "pcgrad", "stages": [{"name": "one", **stage}]}
+    judge = Judge(validate if judged else lambda *_, **__: Always())
+    try:
+        train(model, data, plan=plan, config=config, out=out, progress=False, judge=judge)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+
+
+def together(
+    data: Path,
+    folder: Path,
+    out: str | None = "run",
+    *,
+    stage: dict[str, Any] | None = None,
+    judged: bool = False,
+    **options: Any,
+) -> list[BaseProcess]:
+    return start_pair(train_together, data, folder, out, stage or {}, judged, options)
 
 
 @pytest.mark.slow
 def test_both_stop_when_the_fitness_stays(shapes: Path, tmp_path: Path) -> None:
-    pair = start(tmp_path / "script.py", shapes, tmp_path / "run", epochs=9, patience=2, batch=4)
-    assert [process.wait(timeout=240) for process in pair] == [0, 0]
+    pair = together(shapes, tmp_path, epochs=9, patience=2, batch=4)
+    assert exit_codes(pair) == [0, 0]
     results = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["run"]["results"]
     assert [row["epoch"] for row in results] == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_ends_both_and_the_first_saves(shapes: Path, tmp_path: Path) -> None:
-    pair = start(tmp_path / "script.py", shapes, tmp_path / "run", epochs=2000, batch=4)
+    pair = together(shapes, tmp_path, epochs=2000, batch=4)
     results = tmp_path / "run" / "results.csv"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (results.exists() and len(results.read_text().splitlines()) > 3):
         time.sleep(0.05)
-    pair[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=120) for process in pair] == [143, 143]
+    os.kill(pair[1].pid or 0, signal.SIGTERM)
+    assert exit_codes(pair, 120) == [143, 143]
     saved = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     epochs = [row["epoch"] for row in saved["run"]["results"]]
     assert len(epochs) > 2
@@ -110,8 +102,8 @@ def test_a_process_whose_part_of_a_batch_says_nothing_takes_part(
 ) -> None:
     """Each has one picture at a time, so that often one alone has a gradient. Without --out both take one folder."""
     stage = {"train": parts, "tasks": ["keypoint"] if len(parts) == 1 else None}
-    pair = start(tmp_path / "script.py", half_pointless, "", stage, epochs=2 + len(parts), batch=2)
-    assert [process.wait(timeout=240) for process in pair] == [0, 0]
+    pair = together(half_pointless, tmp_path, None, stage=stage, epochs=2 + len(parts), batch=2)
+    assert exit_codes(pair) == [0, 0]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train"]
     results = torch.load(tmp_path / "runs" / "train" / "state.pt", weights_only=True)["run"]["results"]
     assert results[-1]["epoch"] == 2 + len(parts)
@@ -120,7 +112,7 @@ def test_a_process_whose_part_of_a_batch_says_nothing_takes_part(
 
 @pytest.mark.slow
 def test_the_first_judges_while_the_other_goes_on(shapes: Path, tmp_path: Path) -> None:
-    pair = start(tmp_path / "script.py", shapes, tmp_path / "run", {"judged": True}, epochs=3, batch=4)
-    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    pair = together(shapes, tmp_path, judged=True, epochs=3, batch=4)
+    assert exit_codes(pair) == [0, 0]
     results = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["run"]["results"]
     assert [row["epoch"] for row in results if "detect/AP" in row] == [0, 1, 2, 3]
