@@ -43,10 +43,11 @@ MakeModel = Callable[[], Model]
 
 
 def train_whole(data: Path, out: Path, epochs: int, norms: str) -> None:
-    """Alone or as one of two, each of which would start with branches of its own."""
+    """Alone or as one of two, each of which would start with branches of its own. At a rate at which gradients that are
+    not shared are seen in the losses."""
     torch.manual_seed(int(os.environ.get("RANK", 0)))
     model = build({"detector": {"graph": tiny_graph()}, "tasks": THREE_TASKS}, data=data)
-    config = TrainConfig(epochs=epochs, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0.5)
+    config = TrainConfig(epochs=epochs, imgsz=64, batch=4, workers=0, device="cpu", warmup_epochs=0.5, lr=0.1)
     stages = [{"name": "frozen", "freeze": ["detector"], "norms": norms}, {"name": "joint", "norms": norms}]
     train(model, data, plan={"balance": "uncertainty", "stages": stages}, config=config, out=out, progress=False)
 
