@@ -297,6 +297,13 @@ def test_a_finished_run_remembers_where_its_data_is_now(
     assert states_are_equal(after, before)
 
 
+def test_a_file_in_the_place_of_a_runs_folder_is_named(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    for out, reason in ((file, "is a file"), (file / "run", "can not be made: Not a directory")):
+        with pytest.raises(ConfigError, match=rf"^{out}: the run's folder {reason}; name another --out \(in Python"):
+            run_folder(out)
+
+
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
