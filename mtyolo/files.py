@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, then renamed."""
+"""Files that are there, or are named; and that become whole or absent: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,29 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtyolo.errors import MtyoloError
+from mtyolo.errors import CheckpointError, MtyoloError
 
 WRITING = ("os error", "I/O error", "PytorchStreamWriter", "inline_container")
 """In messages of safetensors and torch, which have no error of their own for a full disk."""
 LETTERS_KEPT = 40
 """Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""Weights in a run's folder."""
+
+
+def existing(path: Path | str) -> Path:
+    """A file of weights. Raises CheckpointError where there is none, naming what a run left in its place."""
+    path = Path(path)
+    if path.is_dir():
+        of_run = next((file for name in (BEST, LAST) if (file := path / name).is_file()), None)
+        raise CheckpointError(f"{path}: is a folder; give {of_run or 'a file of weights, .pt or .safetensors'}")
+    if not path.is_file():
+        last = path.with_name(LAST)
+        instead = path.name == BEST and last.is_file()
+        hint = f"; {last} is there: of epochs that were not validated none is the best" if instead else ""
+        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()}){hint}")
+    return path
 
 
 @contextmanager

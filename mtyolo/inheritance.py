@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, existing, read_weights
+from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, read_weights
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
+from mtyolo.files import existing
 from mtyolo.graph.transfer import BOX_ROWS, class_rows, unknown_classes
 from mtyolo.model import Model
 
