@@ -32,7 +32,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
-from mtyolo.training.stored import validation_batches
+from mtyolo.training.stored import refuse_images_alone, validation_batches
 from mtyolo.training.train import train as run_training
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def build(
     weights that mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.
     features: a store that stands in for the extractor, which is then not loaded.
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
-    Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
+    Raises ConfigError, DataError, StoreError or CheckpointError naming the place of what is wrong.
     """
     names, points = classes_and_points(data) if data is not None else (None, None)
     names = names or None  # pictures alone have none
@@ -72,6 +72,8 @@ def build(
         stand_in=None if features is None else stand_in(features),
         trust=trust,
     )
+    if features is not None:
+        refuse_images_alone(features, model)
     if earlier and weights is not None:
         inherit(weights, model)
     return model
@@ -100,10 +102,12 @@ def open_model(
         raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
     if path.suffix == ".safetensors" or data is None:
         model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), **own)
+        if features is not None:
+            refuse_images_alone(features, model)
         return model if data is None else _agreeing(model, path, data)
     official = read_official(path)
     config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
-    return build(config, data=data)
+    return build(config, data=data, features=features)
 
 
 def train(
