@@ -127,12 +127,16 @@ def train(
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
     model: or a path, or the content of a model file, opened for the data. With `resume`, the run's folder knows model
-    and data. data: a data file, or its content. plan: also a list of stages. config: also a dictionary such as
-    {"epochs": 20}, or a file of these.
+    and data; plan, config and out have no effect then. data: a data file, or its content. plan: also a list of stages.
+    config: also a dictionary such as {"epochs": 20}, or a file of these.
     extractors, adapters: your own classes by name, of a model that is opened, of a resumed run, and of
     teachers. trust: import `package.module:Class` that these name.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+    if resume is not None:
+        for name, value in {"plan": plan, "config": config, "out": out}.items():
+            if value is not None:
+                logger.warning("%s= has no effect beside resume=: the run goes on as it began", name)
     data = None if data is None else with_checked_content(data)
     plan = None if plan is None else read_plan(plan)
     config = None if config is None else read_config(config)

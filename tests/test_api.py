@@ -39,6 +39,17 @@ def test_training_takes_the_content_of_all_files(shapes: Path, model: dict[str, 
     assert again.results == run.results
 
 
+def test_what_a_resumed_run_does_not_heed_is_said(
+    shapes: Path, model: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    always: dict[str, Any] = {"config": QUICK, "plan": [{"name": "only"}], "out": tmp_path / "run", "progress": False}
+    run = mtyolo.train(model, shapes, **always)
+    assert not caplog.messages
+    assert mtyolo.train(resume=run.out, **always).results == run.results
+    said = [f"{name}= has no effect beside resume=: the run goes on as it began" for name in ("plan", "config", "out")]
+    assert caplog.messages == said
+
+
 def test_a_configuration_may_be_a_file_too(shapes: Path, model: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK))
     built = mtyolo.build(model, data=shapes)

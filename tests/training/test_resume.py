@@ -354,6 +354,19 @@ def test_a_damaged_state_is_refused_in_one_sentence(content: bytes, tmp_path: Pa
         train(resume=tmp_path)
 
 
+def test_a_model_that_the_run_did_not_train_is_refused_in_one_sentence_and_stays_as_it_is(
+    make_model: MakeModel, whole: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    graph = make_model().config.detector.graph
+    other = build({"detector": {"graph": graph}, "tasks": {"segment": {}, "keypoint": {}}}, data=shapes)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    words = r"of another model, .*: \d+ tensors differ, first branches\.segment\S*; beside resume= leave the model out"
+    with pytest.raises(CheckpointError, match=words):
+        train(other, shapes, resume=tmp_path / "run", progress=False)
+    assert states_are_equal(other.state_dict(), before)
+
+
 def test_resuming_where_nothing_is_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file; give --resume the folder of a run"):
         train(resume=tmp_path)
