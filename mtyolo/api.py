@@ -52,6 +52,8 @@ def build(
 ) -> Model:
     """Assemble a model from YAML, for the classes and keypoints of a data set.
 
+    It is in evaluation mode, with or without weights, as `load` gives it; a loop of your own calls `model.train()`.
+
     config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
     data: a data file, or its content. weights: an official checkpoint in place of the one that the model file names; or
     weights that mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import mtyolo
@@ -82,6 +83,19 @@ def test_a_model_file_in_the_place_of_weights_leads_to_build() -> None:
         mtyolo.load("yolov5n.yaml")
     with pytest.raises(mtyolo.CheckpointError, match=sentence):
         mtyolo.predict("yolov5n.yaml", np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("weights", [None, "official", "own"])
+def test_a_model_that_was_built_can_be_looked_at_without_moving_its_statistics(
+    weights: str | None, test_data: Path, tmp_path: Path
+) -> None:
+    files = {"official": test_data / "weights/yolov5n.pt", "own": tmp_path / "own.safetensors"}
+    mtyolo.save_weights(mtyolo.build("yolov5n.yaml"), files["own"])
+    model = mtyolo.build("yolov5n.yaml", weights=files.get(weights or ""))
+    assert not any(module.training for module in model.modules())
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_class_names_may_be_a_list_as_in_data_files(model: dict[str, Any]) -> None:
