@@ -28,7 +28,7 @@ extract(model.extractor, [train, val], folder / "features", 128, options)  # as 
 store = FeatureStore.open(folder / "features")
 loader = make_store_loader(store, train, batch=8, augment=True, shuffle=True, seed=0)
 
-model.train()
+model.train()  # it was built in evaluation mode
 frozen = [module for part in ("extractor", "detector") for _, module in model.part(part)]
 for module in frozen:  # anew after each model.train(): the statistics of BatchNorm stand still, too
     module.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.judging import Judge
 from mtyolo.training.run import Run
-from mtyolo.training.stored import validation_batches
+from mtyolo.training.stored import refuse_images_alone, validation_batches
 from mtyolo.training.train import train as run_training
 
 logger = logging.getLogger(__name__)
@@ -52,12 +52,14 @@ def build(
 ) -> Model:
     """Assemble a model from YAML, for the classes and keypoints of a data set.
 
+    It is in evaluation mode, with or without weights, as `load` gives it; a loop of your own calls `model.train()`.
+
     config: a model file, a plain YOLOv5 layer list, the name of one that ships with mtyolo, or its content.
     data: a data file, or its content. weights: an official checkpoint in place of the one that the model file names; or
     weights that mtyolo wrote, of the same extractor, adapters and graph: branches that they do not have stay fresh.
     features: a store that stands in for the extractor, which is then not loaded.
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
-    Raises ConfigError, DataError or CheckpointError naming the place of what is wrong.
+    Raises ConfigError, DataError, StoreError or CheckpointError naming the place of what is wrong.
     """
     names, points = classes_and_points(data) if data is not None else (None, None)
     names = names or None  # pictures alone have none
@@ -72,6 +74,8 @@ def build(
         stand_in=None if features is None else stand_in(features),
         trust=trust,
     )
+    if features is not None:
+        refuse_images_alone(features, model)
     if earlier and weights is not None:
         inherit(weights, model)
     return model
@@ -100,10 +104,12 @@ def open_model(
         raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
     if path.suffix == ".safetensors" or data is None:
         model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), **own)
+        if features is not None:
+            refuse_images_alone(features, model)
         return model if data is None else _agreeing(model, path, data)
     official = read_official(path)
     config = {"detector": {"graph": official.graph.content, "weights": str(path.absolute())}}
-    return build(config, data=data)
+    return build(config, data=data, features=features)
 
 
 def train(
@@ -123,12 +129,16 @@ def train(
     """Train a model by a plan, validating each epoch; `mtyolo.training.train.train` explains the arguments.
 
     model: or a path, or the content of a model file, opened for the data. With `resume`, the run's folder knows model
-    and data. data: a data file, or its content. plan: also a list of stages. config: also a dictionary such as
-    {"epochs": 20}, or a file of these.
+    and data; plan, config and out have no effect then. data: a data file, or its content. plan: also a list of stages.
+    config: also a dictionary such as {"epochs": 20}, or a file of these.
     extractors, adapters: your own classes by name, of a model that is opened, of a resumed run, and of
     teachers. trust: import `package.module:Class` that these name.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+    if resume is not None:
+        for name, value in {"plan": plan, "config": config, "out": out}.items():
+            if value is not None:
+                logger.warning("%s= has no effect beside resume=: the run goes on as it began", name)
     data = None if data is None else with_checked_content(data)
     plan = None if plan is None else read_plan(plan)
     config = None if config is None else read_config(config)

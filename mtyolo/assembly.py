@@ -48,7 +48,7 @@ def build(
     stand_in: StandIn | None = None,
     trust: bool = False,
 ) -> Model:
-    """Assemble a model and load the weights that its file names; with weights it is in evaluation mode.
+    """Assemble a model and load the weights that its file names. It is in evaluation mode.
 
     config: a model file, or a plain YOLOv5 layer list (own backbone, the tasks of its last layer).
     weights: an official checkpoint in place of the one that the file names.
@@ -67,8 +67,8 @@ def build(
     )
     if official is not None:
         transfer(official, model)
-        model.eval()  # or a first look at what it finds would move its BatchNorm statistics
-    return model.to(memory_format=torch.channels_last)
+    # Evaluation mode, or a first look at what it finds would move its BatchNorm statistics.
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def assemble(

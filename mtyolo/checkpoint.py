@@ -16,7 +16,7 @@ from mtyolo.config.model import AdaptersConfig, ModelConfig
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
-from mtyolo.files import replacing
+from mtyolo.files import existing, replacing
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
@@ -83,17 +83,6 @@ def load(
             check_extractor(path, saved.identity, identity_of(model.extractor))
     _fill(path, model, state)
     return model.to(memory_format=torch.channels_last).eval()
-
-
-def existing(path: Path | str) -> Path:
-    """Raises CheckpointError where there is no such file, naming what a run without validation leaves in its place."""
-    path = Path(path)
-    if not path.is_file():
-        last = path.with_name(f"last{SUFFIX}")
-        instead = path.name == f"best{SUFFIX}" and last.is_file()
-        hint = f"; {last} is there: of epochs that were not validated none is the best" if instead else ""
-        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()}){hint}")
-    return path
 
 
 def _load_official(path: Path) -> Model:

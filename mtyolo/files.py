@@ -1,4 +1,5 @@
-"""Files that are whole or absent: written under another name, then renamed. Folders with one writer at a time."""
+"""Files that are there, or are named; that become whole or absent: written under another name, then renamed. And
+folders with one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtyolo.errors import MtyoloError
+from mtyolo.errors import CheckpointError, MtyoloError
 
 try:
     import fcntl
@@ -24,6 +25,23 @@ LOCK_SECONDS = 0.05
 """Between looks whether a lock is free."""
 LETTERS_KEPT = 40
 """Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""Weights in a run's folder."""
+
+
+def existing(path: Path | str) -> Path:
+    """A file of weights. Raises CheckpointError where there is none, naming what a run left in its place."""
+    path = Path(path)
+    if path.is_dir():
+        of_run = next((file for name in (BEST, LAST) if (file := path / name).is_file()), None)
+        raise CheckpointError(f"{path}: is a folder; give {of_run or 'a file of weights, .pt or .safetensors'}")
+    if not path.is_file():
+        last = path.with_name(LAST)
+        instead = path.name == BEST and last.is_file()
+        hint = f"; {last} is there: of epochs that were not validated none is the best" if instead else ""
+        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()}){hint}")
+    return path
 
 
 @contextmanager

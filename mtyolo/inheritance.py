@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, existing, read_weights
+from mtyolo.checkpoint import EXTRACTOR, HEATMAPS, check_extractor, read_weights
 from mtyolo.errors import CheckpointError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
+from mtyolo.files import existing
 from mtyolo.graph.transfer import BOX_ROWS, class_rows, unknown_classes
 from mtyolo.model import Model
 
@@ -24,7 +25,7 @@ def inherit(path: Path | str, model: Model) -> None:
 
     A branch that the file does not have, or a keypoint branch's heat-maps, stay fresh. Classes are matched by name;
     those that it does not know stay fresh, too, and become the model's `fresh_classes`. Features that its
-    extractor did not give are refused. The model is in evaluation mode then.
+    extractor did not give are refused.
     Raises CheckpointError naming the first tensor that does not fit.
     """
     path = existing(path)
@@ -47,7 +48,6 @@ def inherit(path: Path | str, model: Model) -> None:
                 f"{path}: {key} is {list(source[key].shape)}, the model needs {list(tensor.shape)}; {_remedy(part)}"
             )
         tensor.copy_(source[key])
-    model.eval()
     untaught = saved.config.unknown_classes or ()
     model.config = model.config.with_unknown(unknown_classes(saved.config.names or {}, model.names, untaught))
     if model.config.imgsz is None and saved.config.imgsz is not None:

@@ -137,6 +137,7 @@ class Model(nn.Module):
         letterboxes: how each image was fitted into the input (a batch's, or of `mtyolo.geometry.letterbox_of`); with
         them all is in pixels of the original images, else in those of the input. confidence, iou, limit: least score,
         non-maximum suppression within a class, most detections of an image.
+        Raises DataError where images and letterboxes differ in number.
         """
         height, width = outputs.detect[0].shape[2:4]
         finest = self.strides[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside, shipped_configs
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
 from mtyolo.errors import ConfigError
+from mtyolo.files import existing
 from mtyolo.graph.reading import GraphSpec, read_graph
 
 
@@ -39,6 +41,8 @@ def _document(config: str | Path | Mapping[str, Any]) -> Document:
         found = resolve_beside(name, Path("model.yaml"))
         if found is not None:
             return read_yaml(found)
+    if os.path.isdir(str(config)):
+        existing(str(config))  # says what is in it
     shipped = [path.name for path in sorted(shipped_configs().glob("*.yaml"))]
     raise ConfigError(f"{config}: no such model file here or in mtyolo; {nearest(Path(config).name, shipped)}")
 

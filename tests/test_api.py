@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import mtyolo
@@ -37,6 +38,17 @@ def test_training_takes_the_content_of_all_files(shapes: Path, model: dict[str, 
     assert mtyolo.validate(run.best, data, size=64).tasks.keys() == {"detect"}
     again = mtyolo.train(resume=run.out, progress=False)
     assert again.results == run.results
+
+
+def test_what_a_resumed_run_does_not_heed_is_said(
+    shapes: Path, model: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    always: dict[str, Any] = {"config": QUICK, "plan": [{"name": "only"}], "out": tmp_path / "run", "progress": False}
+    run = mtyolo.train(model, shapes, **always)
+    assert not caplog.messages
+    assert mtyolo.train(resume=run.out, **always).results == run.results
+    said = [f"{name}= has no effect beside resume=: the run goes on as it began" for name in ("plan", "config", "out")]
+    assert caplog.messages == said
 
 
 def test_a_configuration_may_be_a_file_too(shapes: Path, model: dict[str, Any], tmp_path: Path) -> None:
@@ -71,6 +83,19 @@ def test_a_model_file_in_the_place_of_weights_leads_to_build() -> None:
         mtyolo.load("yolov5n.yaml")
     with pytest.raises(mtyolo.CheckpointError, match=sentence):
         mtyolo.predict("yolov5n.yaml", np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("weights", [None, "official", "own"])
+def test_a_model_that_was_built_can_be_looked_at_without_moving_its_statistics(
+    weights: str | None, test_data: Path, tmp_path: Path
+) -> None:
+    files = {"official": test_data / "weights/yolov5n.pt", "own": tmp_path / "own.safetensors"}
+    mtyolo.save_weights(mtyolo.build("yolov5n.yaml"), files["own"])
+    model = mtyolo.build("yolov5n.yaml", weights=files.get(weights or ""))
+    assert not any(module.training for module in model.modules())
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_class_names_may_be_a_list_as_in_data_files(model: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,19 @@ def test_where_a_run_has_no_best_weights_the_last_are_named(tmp_path: Path) -> N
     save_weights(build(neck()), tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match=r"no such file .*; .*last\.safetensors is there: of epochs that"):
         load(tmp_path / "best.safetensors")
+
+
+def test_a_folder_in_the_place_of_weights_is_said_to_be_one_and_its_weights_are_named(tmp_path: Path) -> None:
+    def refusal(call: Callable[[], object]) -> str:
+        with pytest.raises(CheckpointError, match=f"^{tmp_path}: is a folder; give ") as error:
+            call()
+        return str(error.value)
+
+    calls = (lambda: load(tmp_path), lambda: build(neck(), weights=tmp_path), lambda: build(tmp_path))
+    assert all(refusal(call).endswith("give a file of weights, .pt or .safetensors") for call in calls)
+    for name in ("last", "best"):  # the better one where both are there
+        save_weights(build(neck()), tmp_path / f"{name}.safetensors")
+        assert all(refusal(call).endswith(f"give {tmp_path}/{name}.safetensors") for call in calls)
 
 
 def test_classes_are_matched_by_name_when_the_list_differs(test_data: Path) -> None:

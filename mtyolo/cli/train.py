@@ -163,9 +163,8 @@ def train(
     if opened is not None:
         chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
         say_without_effect(given | {"no_augment": no_augment}, chosen, opened)
-    run = run_training(
-        opened, data, plan=chosen, config=settings, out=out, resume=resume, features=features, trust=trust
-    )
+    begins: dict[str, Any] = {} if resume is not None else {"plan": chosen, "config": settings, "out": out}
+    run = run_training(opened, data, **begins, resume=resume, features=features, trust=trust)
     if is_first():
         say(f"weights to use: {run.best}, results: {run.out / 'results.csv'}")
 

@@ -12,6 +12,7 @@ from mtyolo.config.data import DataConfig
 from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.data.formats.coco import category_names, category_points, read_outline
 from mtyolo.data.formats.coco_annotations import CocoFile
+from mtyolo.data.formats.reading import folders_below
 from mtyolo.data.images import IMAGE_SUFFIXES
 from mtyolo.errors import ConfigError, DataError
 
@@ -122,7 +123,7 @@ class DataSource:
 def read_data(source: Data | DataSource) -> DataSource:
     """Read and check a data file: a path, a folder that holds one, or the configuration itself.
 
-    A folder with pictures and no data file is a training split without labels and without classes.
+    A folder with pictures, in it or below it, and no data file is a training split without labels and without classes.
     Raises ConfigError naming file, line and remedy.
     """
     if isinstance(source, DataSource):
@@ -131,9 +132,13 @@ def read_data(source: Data | DataSource) -> DataSource:
     if isinstance(source, DataConfig):
         return DataSource(source, _below(Path.cwd(), source.path or "."))
     path = Path(source)
-    if path.is_dir() and _holds_pictures_alone(path):
-        return DataSource(DataConfig(path=str(path.absolute()), train=".", names={}, tasks=[]), path.absolute())
-    document = read_yaml(_data_file_in(path) if path.is_dir() else path)
+    if path.is_dir():
+        found = _first_found(path)
+        files = [file for file in found if file.suffix.lower() in YAML_SUFFIXES]
+        if found and not files:
+            return DataSource(DataConfig(path=str(path.absolute()), train=".", names={}, tasks=[]), path.absolute())
+        path = _data_file_of(path, files)
+    document = read_yaml(path)
     config = validate(DataConfig, document)
     return DataSource(config, _below(document.path.parent, config.path or ""), document)
 
@@ -147,16 +152,22 @@ def with_checked_content(data: Data) -> str | Path | DataConfig:
     raise ConfigError(f"data: expected a data file, a folder, or a dictionary of its keys, got {type(data).__name__}")
 
 
-def _holds_pictures_alone(folder: Path) -> bool:
-    suffixes = {path.suffix.lower() for path in folder.iterdir()}
-    return bool(suffixes & IMAGE_SUFFIXES) and not suffixes & set(YAML_SUFFIXES)
+def _first_found(folder: Path) -> list[Path]:
+    """Pictures and data files in a folder or, where it has none, in the first below it that has."""
+    for parent, names in folders_below(folder):
+        paths = (Path(parent, name) for name in sorted(names))
+        if found := [path for path in paths if path.suffix.lower() in (*IMAGE_SUFFIXES, *YAML_SUFFIXES)]:
+            return found
+    return []
 
 
-def _data_file_in(folder: Path) -> Path:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in YAML_SUFFIXES)
+def _data_file_of(folder: Path, found: list[Path]) -> Path:
+    """found: data files, all in one folder."""
+    if not found:
+        raise ConfigError(f"{folder}: expected a data file (.yaml) or pictures in this folder, found neither")
     named = [path for path in found if path.stem == folder.absolute().name]
-    if len(found) != 1 and len(named) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+    if found[0].parent != folder or (len(found) != 1 and len(named) != 1):
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
         raise ConfigError(f"{folder}: expected one data file in this folder, found {names}; give the file itself")
     return named[0] if len(named) == 1 else found[0]
 

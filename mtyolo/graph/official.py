@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.errors import CheckpointError
+from mtyolo.files import existing
 from mtyolo.graph.reading import GraphSpec, read_graph
 
 
@@ -145,7 +146,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def _unpickle(path: Path) -> Any:
-    _refuse_what_is_no_checkpoint(path)
+    _refuse_what_is_no_checkpoint(existing(path))
     # torch.load takes any object with these names for its pickle module.
     restricted: Any = SimpleNamespace(
         Unpickler=_RestrictedUnpickler,
@@ -171,8 +172,6 @@ def _unpickle(path: Path) -> Any:
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file (looked at {path.absolute()})")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             # torch.load would hand such a file to the TorchScript loader, past the restricted unpickler.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,10 @@ Picture = NDArray[np.uint8]
 Given = str | Path | Picture | Image.Image
 Sources = Given | Sequence[Given]
 
+logger = logging.getLogger(__name__)
+
+FOLDERS_LOOKED_AT = 1000
+"""For a remark; a folder takes well below a millisecond."""
 ADDRESS = re.compile(r"[a-z]{2,}:/", re.IGNORECASE)
 """How https://… begins, also as a Path, which has one slash of two."""
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv"))
@@ -92,9 +97,25 @@ def _find(given: Given) -> list[Source]:
 
 def _images_in(folder: Path) -> list[Path]:
     images = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    below = _first_below(folder)
+    remark = f"images below it, as in {below}, are not looked at: give '{folder}/**/*' for all"
     if not images:
-        raise DataError(f"{folder.absolute()}: no image in this folder (files with the suffixes {_suffixes()})")
+        found = f"; {remark}" if below else ""
+        raise DataError(f"{folder.absolute()}: no image in this folder (files with the suffixes {_suffixes()}){found}")
+    if below:
+        logger.warning("%s: %s", folder, remark)
     return images
+
+
+def _first_below(folder: Path) -> str | None:
+    """A folder with images below the one that is given; of a large tree without any not all is looked at."""
+    for number, (parent, folders, names) in enumerate(os.walk(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # which patterns pass over, too
+        if number and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names):
+            return parent
+        if number == FOLDERS_LOOKED_AT:
+            break
+    return None
 
 
 def _existing(path: Path) -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.config.model import KeypointConfig
+from mtyolo.errors import DataError
 from mtyolo.geometry import boxes_to_original, default_sigmas, points_to_original, xyxy_to_cxcywh
 from mtyolo.structures import Detections, KeypointOutputs, Letterbox, Outputs
 from mtyolo.tasks.detect.decode import decode
@@ -35,11 +36,19 @@ def instances(
     anchors: [L, A, 2] pixels. size: height and width of the network input. letterboxes: how each image was fitted into
     it; with them all results are in original pixels, else in those of the input. confidence, iou, limit, multi_label:
     as in `select`. keypoint: what the model knows of its points.
+    Raises DataError where images and letterboxes differ in number.
     """
+    images = len(outputs.detect[0])
+    if letterboxes is not None and len(letterboxes) != images:
+        raise DataError(
+            f"letterboxes: expected one for each image of the batch, {images}, got {len(letterboxes)}; without "
+            "letterboxes=, all is in pixels of the network input"
+        )
+    places: Sequence[Letterbox | None] = [None] * images if letterboxes is None else letterboxes
     kept = select(decode(outputs.detect, anchors, strides), confidence, iou, limit, multi_label)
     return [
-        image_instances(outputs, number, selection, size, letterboxes[number] if letterboxes else None, keypoint)
-        for number, selection in enumerate(kept)
+        image_instances(outputs, number, selection, size, letterbox, keypoint)
+        for number, (selection, letterbox) in enumerate(zip(kept, places, strict=True))
     ]
 
 

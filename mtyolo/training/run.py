@@ -168,12 +168,18 @@ def _leave_no_trace(folder: Path) -> None:
 
 
 def run_folder(out: Path | str | None, resume: Path | str | None = None) -> Path:
-    """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there."""
+    """The folder given, that of the run to resume, or the first of runs/train, runs/train2, … that is not there.
+
+    Raises ConfigError where it can not be made."""
     if resume is not None:
         return Path(resume) if Path(resume).is_dir() else Path(resume).parent
     if out is None:
         numbers = (RUNS / f"train{number if number > 1 else ''}" for number in range(1, 10**6))
         out = next(path for path in numbers if not path.exists())
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if isinstance(error, FileExistsError) else f"can not be made: {error.strerror}"
+        raise ConfigError(f"{folder}: the run's folder {reason}; name another --out (in Python out=)") from None
     return folder

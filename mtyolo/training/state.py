@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch import Tensor, nn
 
 from mtyolo.assembly import assemble
 from mtyolo.checkpoint import EXTRACTOR, config_as_written
@@ -73,12 +74,11 @@ class RunState:
 
     def load(self, saved: dict[str, Any]) -> None:
         """Bring back all but the stage's work."""
-        try:
-            self.model.load_state_dict(saved["model"])
-            self.ema.load_state_dict(saved["ema"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{self.run.out}: was written by a run of another model: {reason}") from None
+        parts: list[tuple[nn.Module, dict[str, Tensor]]] = [(self.model, saved["model"]), (self.ema, saved["ema"])]
+        for module, tensors in parts:  # before any is filled: a model that was given stays as it is
+            _refuse_others(self.run.out, module, tensors)
+        for module, tensors in parts:
+            module.load_state_dict(tensors)
         self.run.load_state_dict(saved["run"])
         self.position = Position(**saved["position"])
         self.means = Means(saved["means"])
@@ -96,6 +96,17 @@ class RunState:
                     f"begin anew with --weights {self.run.last}"
                 ) from None
             set_random_states(saved["random"])
+
+
+def _refuse_others(folder: Path, module: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Raises CheckpointError where these are not a module's tensors."""
+    ours, theirs = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (module.state_dict(), saved))
+    names = dict.fromkeys([*ours, *theirs])  # in the model's order
+    if different := [name for name in names if ours.get(name) != theirs.get(name)]:
+        raise CheckpointError(
+            f"{folder}: was written by a run of another model, or by another version of mtyolo: {len(different)} "
+            f"tensors differ, first {different[0]}; beside resume= leave the model out, which the folder knows"
+        )
 
 
 def interrupted(state: RunState, signal_number: int | None) -> Interrupted:

@@ -36,7 +36,8 @@ def open_store(
 
     splits: for training, and for validation or None. Raises ConfigError or StoreError saying what does not fit.
     """
-    _refuse_model(directory, model)
+    refuse_images_alone(directory, model)
+    _refuse_where_images_are_needed(directory, model)
     for stage in stages:
         _refuse_images(stage, config)
     store = FeatureStore.open(directory, device=device)
@@ -52,12 +53,16 @@ def open_store(
     return store
 
 
-def _refuse_model(directory: Path | str, model: Model) -> None:
+def refuse_images_alone(directory: Path | str, model: Model) -> None:
+    """Raises StoreError for a model that takes images and no features."""
     if model.extractor is None:
         raise StoreError(
             f"{directory}: this model has no extractor, so it takes images and not features; leave --features out, or "
             "train a model with the extractor that made them"
         )
+
+
+def _refuse_where_images_are_needed(directory: Path | str, model: Model) -> None:
     if model.graph.needs_images:
         entry = ", ".join(map(str, sorted(model.graph.entry)))
         raise ConfigError(
@@ -121,6 +126,7 @@ def takes_images(model: Model) -> bool:
 __all__ = [
     "matching_batches",
     "open_store",
+    "refuse_images_alone",
     "stage_augment",
     "takes_images",
     "training_batches",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,22 @@ def test_a_folder_of_pictures_alone_is_a_training_split_without_labels(small: Pa
     assert split.names == {}
     assert not any(record.labels.labelled or len(record.labels) for record in split.records)
     assert not source.has("val")
+
+
+def test_pictures_may_lie_in_folders_below_the_one_that_is_named(small: Path, tmp_path: Path) -> None:
+    images = next(path.parent for path in sorted(small.parent.rglob("*")) if path.suffix in {".png", ".jpg"})
+    shutil.copytree(images, tmp_path / "new" / "deep" / "a")
+    (tmp_path / "new" / "empty").mkdir()
+    split = load_split(read_data(tmp_path / "new"), "train", strict=True)
+    assert {record.path.parent for record in split.records} == {tmp_path / "new" / "deep" / "a"}
+    with pytest.raises(ConfigError, match=r"empty: expected a data file .* or pictures in this folder, found neither"):
+        read_data(tmp_path / "new" / "empty")
+
+
+def test_a_data_file_further_below_is_not_passed_over_for_its_pictures(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small.parent, tmp_path / "sets" / "one")
+    with pytest.raises(ConfigError, match=r"sets: expected one data file in this folder, found one/small\.yaml;"):
+        read_data(tmp_path / "sets")
 
 
 def test_labels_in_the_wrong_place_are_noticed(small: Path) -> None:

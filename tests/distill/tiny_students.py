@@ -20,13 +20,13 @@ Network = TypeVar("Network", bound=nn.Module)
 def tiny_model(
     names: dict[int, str] | None = None, seed: int = 0, *, points: int = 2, width: float = 0.05, **tasks: Any
 ) -> Model:
-    """The official layer list at a fraction of its width; weights drawn from the seed."""
+    """The official layer list at a fraction of its width, in training mode; weights drawn from the seed."""
     torch.manual_seed(seed)
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
     graph |= {"width_multiple": width, "depth_multiple": 0.1}
     chosen = {"detect": {}} | tasks
     named = names or {0: "square", 1: "disc"}
-    return build({"detector": {"graph": graph}, "tasks": chosen}, names=named, points=points)
+    return build({"detector": {"graph": graph}, "tasks": chosen}, names=named, points=points).train()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny_features import make_images, own_extractor_model, write_own_extractor
 
 from mtyolo.api import build, open_model, train, validate
+from mtyolo.checkpoint import save_weights
 from mtyolo.cli.main import main
 from mtyolo.config.model import ExtractorConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
@@ -326,6 +327,20 @@ def test_a_model_that_needs_images_is_refused_with_the_store(
     ):
         with pytest.raises(error, match=f"^{store}: {words}"):
             loop(model, data, config=config, out=tmp_path / "run", features=store, progress=False)
+
+
+def test_a_model_of_images_is_refused_with_the_store_as_soon_as_it_is_opened(
+    data: Path, store: Path, tmp_path: Path
+) -> None:
+    config = {"detector": own_extractor_model()["detector"]}
+    weights = save_weights(build(config, data=data), tmp_path / "images.safetensors")
+    for call in (
+        lambda: build(config, data=data, features=store),
+        lambda: open_model(weights, features=store),
+        lambda: validate(weights, data, features=store),
+    ):
+        with pytest.raises(StoreError, match=f"^{store}: this model has no extractor, .* leave --features out"):
+            call()
 
 
 def test_a_store_of_another_size_or_extractor_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,22 @@ def names(sources: object) -> list[str]:
 
 def test_a_folder_gives_its_images_by_name_and_nothing_else(folder: Path):
     assert names(folder) == ["a.JPG", "b.png", "odd[1].png"]
+
+
+def test_images_below_a_folder_are_said_to_be_left_out(folder: Path, caplog: pytest.LogCaptureFixture):
+    remark = f"images below it, as in {folder}/deep, are not looked at: give '{folder}/**/*' for all"
+    find_sources(folder)
+    assert caplog.messages == [f"{folder}: {remark}"]
+    for path in folder.glob("*.*"):
+        path.unlink()
+    with pytest.raises(DataError, match=rf"{folder}: no image in this folder \(.*\); {re.escape(remark)}$"):
+        find_sources(folder)
+    assert names(f"{folder}/**/*") == ["c.png"]
+    caplog.clear()
+    (folder / "deep").rename(folder / ".hidden")
+    Image.new("RGB", (12, 11)).save(folder / "a.png")
+    assert names(folder) == ["a.png"]
+    assert not caplog.messages
 
 
 def test_a_glob_may_look_into_deeper_folders(folder: Path):

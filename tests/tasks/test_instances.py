@@ -7,6 +7,7 @@ import torch
 from scene import HEIGHT, POINTS, WIDTH, Scene
 
 from mtyolo.config.model import KeypointConfig
+from mtyolo.errors import DataError
 from mtyolo.structures import KeypointOutputs, Letterbox
 from mtyolo.tasks.instances import instances
 
@@ -55,6 +56,13 @@ def test_with_letterboxes_all_is_in_original_pixels(scene: Scene) -> None:
     expected = torch.zeros(152, 240, dtype=torch.bool)
     expected[31:152, 168:198] = True
     assert torch.equal(found.masks[0], expected)
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_letterboxes_of_other_images_than_the_batchs_are_refused(count: int, scene: Scene) -> None:
+    letterboxes = [Letterbox(ratio=0.5, left=4, top=10, height=152, width=240)] * count
+    with pytest.raises(DataError, match=rf"^letterboxes: expected one for each image of the batch, 4, got {count};"):
+        instances(scene.outputs, scene.anchors, scene.strides, size=SIZE, letterboxes=letterboxes)
 
 
 def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None:

@@ -187,7 +187,7 @@ def test_patience_without_validation_is_no_secret(
 def test_training_leaves_a_model_as_trainable_as_it_was(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
-    model = make_model()
+    model = make_model().train()
     still = model.get_parameter("graph.layers.0.conv.weight").requires_grad_(False)
     train(model, shapes, plan={"stages": [PROTECTED]}, config=config, out=tmp_path, progress=False)
     assert [parameter is still for parameter in model.parameters() if not parameter.requires_grad] == [True]

@@ -297,6 +297,13 @@ def test_a_finished_run_remembers_where_its_data_is_now(
     assert states_are_equal(after, before)
 
 
+def test_a_file_in_the_place_of_a_runs_folder_is_named(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    for out, reason in ((file, "is a file"), (file / "run", "can not be made: Not a directory")):
+        with pytest.raises(ConfigError, match=rf"^{out}: the run's folder {reason}; name another --out \(in Python"):
+            run_folder(out)
+
+
 def test_a_run_that_fails_at_its_start_leaves_no_folder_that_was_named_for_it(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +352,19 @@ def test_a_damaged_state_is_refused_in_one_sentence(content: bytes, tmp_path: Pa
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"state\.pt: damaged"):
         train(resume=tmp_path)
+
+
+def test_a_model_that_the_run_did_not_train_is_refused_in_one_sentence_and_stays_as_it_is(
+    make_model: MakeModel, whole: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    graph = make_model().config.detector.graph
+    other = build({"detector": {"graph": graph}, "tasks": {"segment": {}, "keypoint": {}}}, data=shapes)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    words = r"of another model, .*: \d+ tensors differ, first branches\.segment\S*; beside resume= leave the model out"
+    with pytest.raises(CheckpointError, match=words):
+        train(other, shapes, resume=tmp_path / "run", progress=False)
+    assert states_are_equal(other.state_dict(), before)
 
 
 def test_resuming_where_nothing_is_says_what_to_give(tmp_path: Path) -> None:

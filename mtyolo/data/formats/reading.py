@@ -51,13 +51,13 @@ def find_images(folders: Iterable[Path]) -> list[Path]:
         if folder.is_file():
             found.update(dict.fromkeys(_listed(folder)))
             continue
-        for parent, names in sorted(_folders_below(folder)):
+        for parent, names in sorted(folders_below(folder)):
             paths = (Path(parent, name) for name in sorted(names))
             found.update(dict.fromkeys(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES))
     return list(found)
 
 
-def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder once, with the names of its files. Raises DataError where one can not be read."""
     # Links are followed, but not to what lies above: that would be a loop, or the images of other splits.
     seen = {_on_disk(parent) for parent in folder.resolve().parents}
