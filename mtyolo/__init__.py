@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtyolo.api import build as build
-    from mtyolo.api import open_model as open_model
     from mtyolo.api import train as train
     from mtyolo.api import validate as validate
     from mtyolo.checkpoint import load as load
@@ -22,12 +20,14 @@ if TYPE_CHECKING:
     from mtyolo.errors import MtyoloError as MtyoloError
     from mtyolo.errors import StoreError as StoreError
     from mtyolo.model import Model as Model
+    from mtyolo.opening import build as build
+    from mtyolo.opening import open_model as open_model
     from mtyolo.prediction.predict import predict as predict
     from mtyolo.structures import Detections as Detections
     from mtyolo.structures import Level as Level
     from mtyolo.structures import Outputs as Outputs
     from mtyolo.structures import Targets as Targets
-    from mtyolo.training.objectives import losses as losses
+    from mtyolo.training.objectives.tasks import losses as losses
 
     __version__: str
 
@@ -43,10 +43,10 @@ _HOMES = {
     "StoreError": "mtyolo.errors",
     "Targets": "mtyolo.structures",
     "TrainConfig": "mtyolo.config.training",
-    "build": "mtyolo.api",
+    "build": "mtyolo.opening",
     "load": "mtyolo.checkpoint",
-    "losses": "mtyolo.training.objectives",
-    "open_model": "mtyolo.api",
+    "losses": "mtyolo.training.objectives.tasks",
+    "open_model": "mtyolo.opening",
     "predict": "mtyolo.prediction.predict",
     "save_weights": "mtyolo.checkpoint",
     "train": "mtyolo.api",

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtyolo.errors import CheckpointError, MtyoloError
+from mtyolo.config.model import resolve_beside, shipped_configs
+from mtyolo.config.reading import nearest
+from mtyolo.errors import CheckpointError, ConfigError, MtyoloError
 
 try:
     import fcntl
@@ -26,6 +28,7 @@ LOCK_SECONDS = 0.05
 LETTERS_KEPT = 40
 """Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Weights in a run's folder."""
 
@@ -42,6 +45,18 @@ def existing(path: Path | str) -> Path:
         hint = f"; {last} is there: of epochs that were not validated none is the best" if instead else ""
         raise CheckpointError(f"{path}: no such file (looked at {path.absolute()}){hint}")
     return path
+
+
+def model_file(name: str | Path) -> Path:
+    """As named, without its suffix, or one that ships with mtyolo. Raises ConfigError where there is none."""
+    for candidate in (str(name), f"{name}.yaml"):
+        found = resolve_beside(candidate, Path("model.yaml"))
+        if found is not None:
+            return found
+    if os.path.isdir(name):
+        existing(name)  # says what is in it
+    shipped = [path.name for path in sorted(shipped_configs().glob("*.yaml"))]
+    raise ConfigError(f"{name}: no such model file here or in mtyolo; {nearest(Path(name).name, shipped)}")
 
 
 @contextmanager

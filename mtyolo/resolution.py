@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside, shipped_configs
-from mtyolo.config.reading import Document, nearest, read_yaml, validate
+from mtyolo.config.model import ModelConfig, SegmentConfig, TasksConfig, resolve_beside
+from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.errors import ConfigError
-from mtyolo.files import existing
+from mtyolo.files import model_file
 from mtyolo.graph.reading import GraphSpec, read_graph
 
 
@@ -37,14 +36,7 @@ def resolve(config: str | Path | Mapping[str, Any] | ModelConfig, weights: str |
 def _document(config: str | Path | Mapping[str, Any]) -> Document:
     if isinstance(config, Mapping):
         return Document(Path("model"), dict(config), {})
-    for name in (str(config), f"{config}.yaml"):
-        found = resolve_beside(name, Path("model.yaml"))
-        if found is not None:
-            return read_yaml(found)
-    if os.path.isdir(str(config)):
-        existing(str(config))  # says what is in it
-    shipped = [path.name for path in sorted(shipped_configs().glob("*.yaml"))]
-    raise ConfigError(f"{config}: no such model file here or in mtyolo; {nearest(Path(config).name, shipped)}")
+    return read_yaml(model_file(config))
 
 
 def _read_config(document: Document) -> ModelConfig:

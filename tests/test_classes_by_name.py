@@ -18,8 +18,8 @@ from mtyolo.adapters import ADAPTERS, ConvAdapter
 from mtyolo.config.model import KNOWN, ModelConfig, shipped_configs
 from mtyolo.data.shapes import make_shapes
 from mtyolo.extractors import EXTRACTORS
-from mtyolo.training.checkpoints import read_state
-from mtyolo.training.run import Run
+from mtyolo.training.records.checkpoints import read_state
+from mtyolo.training.records.run import Run
 from mtyolo.training.stopping import Interrupted
 
 QUICK = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mtyolo.errors import MtyoloError
 from mtyolo.files import replacing, write_whole
-from mtyolo.training.run import UNFINISHED
+from mtyolo.training.records.run import UNFINISHED
 
 
 def test_a_new_file_has_the_rights_that_the_user_gives_files(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
     ("api",),
     ("prediction", "export", "evaluation"),
     ("training",),
+    ("opening",),
     ("balance", "distill", "data", "features"),
     ("inheritance",),
     ("checkpoint",),

@@ -22,7 +22,7 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import source_of
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
-from mtyolo.training.run import Run
+from mtyolo.training.records.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUICK = {"epochs": 4, "imgsz": 64, "batch": 16, "workers": 0, "device": "cpu", "val_every": 4}

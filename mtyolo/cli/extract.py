@@ -81,7 +81,6 @@ def extract(
 ) -> None:
     from accelerate import PartialState
 
-    from mtyolo.api import open_model
     from mtyolo.data.sources import read_data
     from mtyolo.device import find_device
     from mtyolo.errors import ConfigError
@@ -90,6 +89,7 @@ def extract(
     from mtyolo.features.replaced import ReplacedLayers, in_rows_of, target_options
     from mtyolo.features.standin import source_of
     from mtyolo.geometry import fitting_side
+    from mtyolo.opening import open_model
 
     process = PartialState(cpu=device == "cpu")
     opened = open_model(model, data=data, weights=weights, trust=trust)

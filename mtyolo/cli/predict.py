@@ -44,11 +44,11 @@ def predict(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw what was found.")] = True,
     json: options.Json = None,
 ) -> None:
-    from mtyolo.api import open_model
     from mtyolo.data.records import Problems
     from mtyolo.device import find_device
     from mtyolo.errors import DataError
     from mtyolo.memory import kept_memory
+    from mtyolo.opening import open_model
     from mtyolo.prediction.predict import stream
 
     found = find_device(device)

@@ -29,9 +29,20 @@ LEAST_WIDTH = 80
 
 
 def show(
-    model: Annotated[Path, typer.Argument(help="A model file (.yaml), an official checkpoint (.pt) or .safetensors.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            callback=options.model_there, help="A model file (.yaml), an official checkpoint (.pt) or .safetensors."
+        ),
+    ],
     data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="A data file: the model is built for its classes and points.")
+        Path | None,
+        typer.Option(
+            "--data",
+            "-d",
+            callback=options.data_there,
+            help="A data file: the model is built for its classes and points.",
+        ),
     ] = None,
     imgsz: options.ImageSize = None,
     plan: Annotated[
@@ -42,7 +53,7 @@ def show(
 ) -> None:
     from rich.console import Console
 
-    from mtyolo.api import open_model
+    from mtyolo.opening import open_model
     from mtyolo.summary import summarise, trained_parameters
 
     opened = open_model(model, data=data, weights=weights, trust=trust)

@@ -34,13 +34,19 @@ def _field(name: str, text: str, **limits: Any) -> Any:
 
 Model = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="A model file (.yaml), an official checkpoint (.pt) or .safetensors."),
+    typer.Option(
+        "--model",
+        "-m",
+        callback=options.model_there,
+        help="A model file (.yaml), an official checkpoint (.pt) or .safetensors.",
+    ),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
         "-d",
+        callback=options.data_there,
         help="A data file (.yaml): images, labels, class names, keypoints. Beside --resume: where it is now.",
     ),
 ]
@@ -147,8 +153,8 @@ def train(
 
     from accelerate.utils import set_seed
 
-    from mtyolo.api import open_model
     from mtyolo.api import train as run_training
+    from mtyolo.opening import open_model
     from mtyolo.training.processes import is_first
     from mtyolo.training.settings import with_known_size
 
@@ -225,7 +231,7 @@ def refuse_what_is_not_measured(plan: PlanConfig) -> None:
 
 def _fitting_batch(model: Any, settings: TrainConfig) -> int:
     from mtyolo.geometry import fitting_side
-    from mtyolo.training.batch_size import fitting_batch
+    from mtyolo.training.batches.batch_size import fitting_batch
     from mtyolo.training.processes import over_processes, own_device
 
     device = own_device(settings.device)

@@ -12,6 +12,7 @@ from mtyolo.extractors import EXTRACTORS
 from mtyolo.extractors.base import GIVEN, Extractor, GivenFeatures
 from mtyolo.features.index import sha256_of
 from mtyolo.features.manifest import Manifest, read_manifest
+from mtyolo.model import Model
 
 
 def source_of(config: ExtractorConfig) -> dict[str, str]:
@@ -77,3 +78,12 @@ def _with_weights(source: dict[str, str]) -> dict[str, str]:
     if _fills_itself(source.get("name", "")) and source.get("weights") in (None, "imagenet"):
         return source | {"weights": "none"}
     return source
+
+
+def refuse_images_alone(directory: Path | str, model: Model) -> None:
+    """Raises StoreError for a model that takes images and no features."""
+    if model.extractor is None:
+        raise StoreError(
+            f"{directory}: this model has no extractor, so it takes images and not features; leave --features out, or "
+            "train a model with the extractor that made them"
+        )

@@ -17,17 +17,17 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE, random_states, read_state, set_random_states
-from mtyolo.training.distilling import refuse
+from mtyolo.training.batches.splits import Data, with_lessons
+from mtyolo.training.batches.unlabelled import refuse_unlabelled
+from mtyolo.training.objectives.distilling import refuse
 from mtyolo.training.plan_checks import missing_teacher
 from mtyolo.training.processes import from_first, processes
-from mtyolo.training.run import ASSISTANTS, Run
+from mtyolo.training.records.checkpoints import STATE, random_states, read_state, set_random_states
+from mtyolo.training.records.run import ASSISTANTS, Run
 from mtyolo.training.settings import naming
-from mtyolo.training.splits import Data, with_lessons
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
-from mtyolo.training.unlabelled import refuse_unlabelled
 
 
 class Train(Protocol):

@@ -18,20 +18,20 @@ from mtyolo.errors import DataError, StoreError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher
-from mtyolo.training.alignment import match_adapters
-from mtyolo.training.checkpoints import Position
-from mtyolo.training.distilling import teacher_reports
+from mtyolo.training.batches.stored import matching_batches, takes_images
 from mtyolo.training.fresh import teaches_classes, unknown_in_words
-from mtyolo.training.held_out import as_fitness, held_out_errors, is_judged_by_error, may_be_held_out
-from mtyolo.training.judging import Judge, judged
+from mtyolo.training.objectives.alignment import match_adapters
+from mtyolo.training.objectives.distilling import teacher_reports
+from mtyolo.training.objectives.held_out import as_fitness, held_out_errors, is_judged_by_error, may_be_held_out
 from mtyolo.training.processes import copy_from_first, mean_over_processes, precision_warning
-from mtyolo.training.progress import Display
-from mtyolo.training.records import Means, Row
+from mtyolo.training.records.checkpoints import Position
+from mtyolo.training.records.judging import Judge, judged
+from mtyolo.training.records.progress import Display
+from mtyolo.training.records.rows import Means, Row
 from mtyolo.training.stages import Stage, learns
 from mtyolo.training.starting import start_branches
 from mtyolo.training.state import RunState
 from mtyolo.training.stopping import StopRequest
-from mtyolo.training.stored import matching_batches, takes_images
 from mtyolo.training.work import StageWork
 
 MATCHED_BATCHES = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mtyolo.config.data import DataConfig
 from mtyolo.errors import DataError
+from mtyolo.training.batches.splits import Data
 from mtyolo.training.settings import Settings
-from mtyolo.training.splits import Data
 
 
 def with_data_at(settings: Settings, data: Data | None, run: Path | str) -> Settings:

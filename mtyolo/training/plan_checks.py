@@ -10,7 +10,7 @@ from mtyolo.config.model import resolve_beside
 from mtyolo.config.plan import PlanConfig, Stages
 from mtyolo.model import Model
 from mtyolo.original_layers import replaced_weights
-from mtyolo.training.alignment import make_align
+from mtyolo.training.objectives.alignment import make_align
 from mtyolo.training.stages import Stage, aligns, lr_scales
 
 

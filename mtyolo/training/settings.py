@@ -21,9 +21,9 @@ from mtyolo.features.manifest import MANIFEST, read_manifest
 from mtyolo.geometry import fitting_side
 from mtyolo.model import Model
 from mtyolo.resolution import resolve
-from mtyolo.training.distilling import name_classes
+from mtyolo.training.batches.splits import Data
 from mtyolo.training.fresh import with_fresh_classes
-from mtyolo.training.splits import Data
+from mtyolo.training.objectives.distilling import name_classes
 from mtyolo.training.stopping import Interrupted
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import PARTS, Model
-from mtyolo.training.checkpoints import Position
+from mtyolo.training.records.checkpoints import Position
 
 
 @dataclass(frozen=True)

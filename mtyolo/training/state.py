@@ -19,11 +19,11 @@ from mtyolo.errors import CheckpointError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE, Position, random_states, save_state, set_random_states
 from mtyolo.training.ema import Ema
 from mtyolo.training.processes import copy_from_first
-from mtyolo.training.records import Means
-from mtyolo.training.run import Run
+from mtyolo.training.records.checkpoints import STATE, Position, random_states, save_state, set_random_states
+from mtyolo.training.records.rows import Means
+from mtyolo.training.records.run import Run
 from mtyolo.training.settings import Settings
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.work import StageWork

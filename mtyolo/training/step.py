@@ -6,7 +6,7 @@ import torch
 
 from mtyolo.structures import Batch
 from mtyolo.training.between import Tools
-from mtyolo.training.objectives import Losses
+from mtyolo.training.objectives.tasks import Losses
 from mtyolo.training.optimizer import clip_gradients
 from mtyolo.training.processes import any_process, images_each, sum_gradients
 from mtyolo.training.state import RunState

@@ -16,13 +16,14 @@ from mtyolo.distill.handover import hand_over, learned_by
 from mtyolo.memory import kept_memory
 from mtyolo.model import Model
 from mtyolo.training.assistants import Assistants
+from mtyolo.training.batches.counted import left_out, lengths
+from mtyolo.training.batches.loading import reading
+from mtyolo.training.batches.splits import Data, open_splits, say_change, say_problems, with_lessons
+from mtyolo.training.batches.stored import open_store
+from mtyolo.training.batches.unlabelled import refuse_unlabelled
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
-from mtyolo.training.checkpoints import random_states, read_state, set_random_states
-from mtyolo.training.counted import left_out, lengths
-from mtyolo.training.distilling import refuse_unjudged
-from mtyolo.training.judging import Judge
-from mtyolo.training.loading import reading
 from mtyolo.training.moved import with_data_at
+from mtyolo.training.objectives.distilling import refuse_unjudged
 from mtyolo.training.optimizer import set_rates
 from mtyolo.training.processes import (
     any_process,
@@ -32,17 +33,16 @@ from mtyolo.training.processes import (
     make_accelerator,
     own_device,
 )
-from mtyolo.training.progress import Display
-from mtyolo.training.run import Run, alone_in, run_folder
+from mtyolo.training.records.checkpoints import random_states, read_state, set_random_states
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.progress import Display
+from mtyolo.training.records.run import Run, alone_in, run_folder
+from mtyolo.training.records.told import told
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.splits import Data, open_splits, say_change, say_problems, with_lessons
 from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, interrupted, make_state, saved_model
 from mtyolo.training.step import training_step
 from mtyolo.training.stopping import stop_on_signals
-from mtyolo.training.stored import open_store
-from mtyolo.training.told import told
-from mtyolo.training.unlabelled import refuse_unlabelled
 from mtyolo.training.work import StageWork, make_work
 
 SAVE_SECONDS = 600.0

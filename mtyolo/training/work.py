@@ -21,18 +21,18 @@ from mtyolo.distill.teachers import Own
 from mtyolo.errors import ConfigError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
-from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
-from mtyolo.training.checkpoints import Position
-from mtyolo.training.counted import counted_images
-from mtyolo.training.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
-from mtyolo.training.learned import add_learned, in_groups_of_now
-from mtyolo.training.loading import StageLoader
+from mtyolo.training.batches.counted import counted_images
+from mtyolo.training.batches.loading import StageLoader
+from mtyolo.training.batches.stored import training_batches
 from mtyolo.training.nonfinite import NonFiniteGuard
-from mtyolo.training.objectives import Losses, Objective, TasksObjective
+from mtyolo.training.objectives.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
+from mtyolo.training.objectives.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
+from mtyolo.training.objectives.learned import add_learned, in_groups_of_now
+from mtyolo.training.objectives.tasks import Losses, Objective, TasksObjective
 from mtyolo.training.optimizer import make_optimizer
 from mtyolo.training.processes import copy_from_first
+from mtyolo.training.records.checkpoints import Position
 from mtyolo.training.stages import Stage, aligns, lr_scales
-from mtyolo.training.stored import training_batches
 
 FIRST_SCALE = 2.0**10
 """Of gradients in half precision. torch's own, 2**16, is too large for sums over a batch: of short runs with teachers,

@@ -192,11 +192,11 @@ def test_a_wider_fusion_has_so_many_channels_in_between_and_a_linear_end() -> No
     assert (inner[0].in_channels, inner[0].out_channels) == (3 * 64, 3 * 64)
     assert (last.in_channels, last.out_channels, last.kernel_size) == (3 * 64, 64, (1, 1))
     assert isinstance(affine, ChannelAffine), "what statistics are matched by"
-    with pytest.raises(ValueError, match="width is of type: fusion; conv has none"):
+    with pytest.raises(ConfigError, match="width is of type: fusion; conv has none"):
         AdaptersConfig(type="conv", width=2)
-    with pytest.raises(ValueError, match="less than or equal to 64"):
+    with pytest.raises(ConfigError, match="less than or equal to 64"):
         AdaptersConfig(type="fusion", width=100_000)
-    with pytest.raises(ValueError, match=r"arguments: width: 1\.5: expected a whole number from 1"):
+    with pytest.raises(ConfigError, match=r"arguments: width: 1\.5: expected a whole number from 1"):
         AdaptersConfig(type="fusion", arguments={"width": 1.5})
 
 

@@ -39,7 +39,7 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
 from mtyolo.structures import Batch
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.tasks import TasksObjective
 
 EXTRACTORS = {
     "lite0": ("timm/tf_efficientnet_lite0", "conv"),

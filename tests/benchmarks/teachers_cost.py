@@ -32,7 +32,7 @@ from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.between import Tools
 from mtyolo.training.processes import make_accelerator
-from mtyolo.training.progress import Display
+from mtyolo.training.records.progress import Display
 from mtyolo.training.settings import settle
 from mtyolo.training.stages import plan_stages
 from mtyolo.training.state import make_state

@@ -12,6 +12,9 @@ import yaml
 from mtyolo.cli.main import INTERRUPTED, USER_ERROR, main
 from mtyolo.config.model import shipped_configs
 
+DATA = str(shipped_configs() / "yolov5n.yaml")
+"""A file that is there; what is wrong is said before it is read."""
+
 
 def refusal(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail; returns its one sentence."""
@@ -59,7 +62,7 @@ def test_wrong_module_in_a_graph_names_line_and_nearest_module(
         ["train", "--model", "yolov5n.yaml", "--data", "{missing}.yaml"],
         ["train", "--resume", "{missing}"],
         ["predict", "--model", "yolov5n.yaml", "--source", "{missing}.jpg"],
-        ["train", "--model", "yolov5n.yaml", "--data", "x.yaml", "--config", "{missing}.yaml"],
+        ["train", "--model", "yolov5n.yaml", "--data", DATA, "--config", "{missing}.yaml"],
     ],
     ids=" ".join,
 )
@@ -109,7 +112,7 @@ def test_class_out_of_range_names_file_line_and_range(tmp_path: Path, capsys: py
     ids=lambda value: " ".join(value),
 )
 def test_wrong_option_is_named(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", *arguments], capsys)
+    said = refusal(["train", "--model", "yolov5n.yaml", "--data", DATA, *arguments], capsys)
     assert all(word in said for word in words), said
 
 
@@ -129,11 +132,11 @@ def test_beside_saved_outputs_the_student_is_all_that_batch_auto_must_measure(
     [
         (["demo", "--seed", "-1"], ["--seed", "0"]),
         (["demo", "--seed", "4294967296"], ["--seed", "4294967295"]),
-        (["val", "--model", "yolov5n.yaml", "--data", "data.yaml", "--imgsz", "1000000000"], ["--imgsz", "16384"]),
+        (["val", "--model", "yolov5n.yaml", "--data", DATA, "--imgsz", "1000000000"], ["--imgsz", "16384"]),
         (["predict", "--model", "yolov5n.yaml", "--source", "a.jpg", "--imgsz", "16385"], ["--imgsz", "16384"]),
         (["show", "yolov5n.yaml", "--imgsz", "1000000000"], ["--imgsz", "16384"]),
-        (["extract", "--model", "yolov5n.yaml", "--data", "data.yaml", "--imgsz", "16385"], ["--imgsz", "16384"]),
-        (["extract", "--model", "yolov5n.yaml", "--data", "data.yaml", "--views", "1001"], ["--views", "1000"]),
+        (["extract", "--model", "yolov5n.yaml", "--data", DATA, "--imgsz", "16385"], ["--imgsz", "16384"]),
+        (["extract", "--model", "yolov5n.yaml", "--data", DATA, "--views", "1001"], ["--views", "1000"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -146,7 +149,7 @@ def test_a_number_that_is_too_large_or_small_is_named(
 
 def test_a_gain_below_zero_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = written(tmp_path / "config.yaml", "gains: {box: -1}\n")
-    said = refusal(["train", "--model", "yolov5n.yaml", "--data", "data.yaml", "--config", config], capsys)
+    said = refusal(["train", "--model", "yolov5n.yaml", "--data", DATA, "--config", config], capsys)
     assert f"{config}:1: gains.box: Input should be greater than or equal to 0, got -1" in said
 
 
@@ -190,9 +193,20 @@ def test_ctrl_c_ends_with_a_sentence_and_130(
     def interrupted(path: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtyolo.api.open_model", interrupted)
+    monkeypatch.setattr("mtyolo.opening.open_model", interrupted)
     assert main(["show", "yolov5n.yaml"]) == INTERRUPTED
     assert capsys.readouterr().err == "mtyolo: error: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["show", "nowhere.yaml"], ["val", "-m", "yolov5n.pt", "-d", "no.yaml"]], ids=str)
+def test_a_file_that_is_not_there_is_named_before_anything_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys; from mtyolo.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, [name for name in ('torch', 'timm', 'ultralytics') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "2 []"
+    assert "no such" in done.stderr
 
 
 def test_console_script_exits_with_the_code() -> None:

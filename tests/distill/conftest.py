@@ -20,7 +20,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """results.png takes as long as a run of six pictures; tests/training looks at it."""
-    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
+    monkeypatch.setattr("mtyolo.training.records.run.plot_results", lambda rows, path: None)
 
 
 @pytest.fixture

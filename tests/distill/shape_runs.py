@@ -21,9 +21,9 @@ from mtyolo.distill.objective import Distiller, make_distiller
 from mtyolo.distill.teachers import Teacher
 from mtyolo.model import Model
 from mtyolo.structures import Batch
-from mtyolo.training.judging import Judge
-from mtyolo.training.run import Run
-from mtyolo.training.splits import Data
+from mtyolo.training.batches.splits import Data
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.run import Run
 from mtyolo.training.train import train
 
 SIDE = 64

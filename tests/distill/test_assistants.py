@@ -28,8 +28,8 @@ from mtyolo.distill.lessons import Opened
 from mtyolo.distill.objective import Course
 from mtyolo.distill.teachers import Teacher
 from mtyolo.errors import ConfigError, MtyoloError, StoreError
-from mtyolo.training.judging import Judge
-from mtyolo.training.run import Run
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.run import Run
 from mtyolo.training.settings import settle
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train

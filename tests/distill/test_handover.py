@@ -14,7 +14,7 @@ from torch import Tensor
 from mtyolo.distill.handover import Learned, hand_over, learned_by
 from mtyolo.distill.objective import Distiller
 from mtyolo.training import train as loop
-from mtyolo.training.run import Run
+from mtyolo.training.records.run import Run
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 

@@ -13,9 +13,9 @@ from shape_runs import SCALED, Verdict, distilled, shape_config, shape_model, te
 
 from mtyolo.config.data import DataConfig
 from mtyolo.errors import ConfigError
-from mtyolo.training.judging import Judge
-from mtyolo.training.run import Run
-from mtyolo.training.splits import Data
+from mtyolo.training.batches.splits import Data
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.run import Run
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 

@@ -12,9 +12,9 @@ from mtyolo.checkpoint import load
 from mtyolo.data.split import load_split
 from mtyolo.distill.teachers import Teacher
 from mtyolo.evaluation.validate import validate
-from mtyolo.training.alignment import without_labels
-from mtyolo.training.distilling import teacher_reports
-from mtyolo.training.judging import Judge
+from mtyolo.training.objectives.alignment import without_labels
+from mtyolo.training.objectives.distilling import teacher_reports
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.train import train
 
 

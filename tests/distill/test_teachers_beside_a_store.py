@@ -27,7 +27,7 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.standin import stand_in
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
-from mtyolo.training.run import Run
+from mtyolo.training.records.run import Run
 from mtyolo.training.train import train
 
 VIEWS = 3

@@ -21,8 +21,8 @@ from mtyolo.distill.features import FEATURE_LOSSES
 from mtyolo.distill.objective import OUTPUT_TERMS, make_distiller
 from mtyolo.distill.saved import SavedLessons
 from mtyolo.distill.teachers import Lesson, Teacher, neck_of, open_teacher
-from mtyolo.training.distilling import DistilledObjective
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.distilling import DistilledObjective
+from mtyolo.training.objectives.tasks import TasksObjective
 
 pytestmark = [
     pytest.mark.gpu,

@@ -28,8 +28,8 @@ from mtyolo.distill.saved import keys_of
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.structures import Targets
 from mtyolo.training import train as loop
-from mtyolo.training.alignment import level_errors
-from mtyolo.training.run import Run
+from mtyolo.training.objectives.alignment import level_errors
+from mtyolo.training.records.run import Run
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 

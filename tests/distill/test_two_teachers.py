@@ -113,7 +113,7 @@ def test_without_labels_points_are_judged_as_exactly_as_the_model_remembers(
         given.append(options["sigmas"])
         return make_distiller(*arguments, **options)
 
-    monkeypatch.setattr("mtyolo.training.distilling.make_distiller", noting)
+    monkeypatch.setattr("mtyolo.training.objectives.distilling.make_distiller", noting)
     teacher = {"weights": teacher_file(tmp_path, **ALL_TASKS), "output": {"keypoints": 1.0}}
     pictures = shapes.parent / "images" / "train"
     distilled(student, pictures, tmp_path / "run", {"teachers": [teacher], "hard": 0}, config=shape_config(1))

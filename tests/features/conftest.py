@@ -46,4 +46,4 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """results.png takes as long as a run of ten pictures; tests/training looks at it."""
-    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
+    monkeypatch.setattr("mtyolo.training.records.run.plot_results", lambda rows, path: None)

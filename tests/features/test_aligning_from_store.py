@@ -25,7 +25,7 @@ from mtyolo.features.dataset import StoreDataset, make_store_loader
 from mtyolo.features.manifest import REPLACED
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
-from mtyolo.training.stored import matching_batches
+from mtyolo.training.batches.stored import matching_batches
 
 SIZE = 64
 STAGE = {"name": "align", "objective": "align", "train": ["adapters"], "optimizer": "adamw", "lr": 0.002}

@@ -31,9 +31,9 @@ from mtyolo.features.standin import source_of, stand_in
 from mtyolo.features.writer import extract
 from mtyolo.model import Model
 from mtyolo.structures import Batch
-from mtyolo.training.checkpoints import read_state
-from mtyolo.training.judging import Judge
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.tasks import TasksObjective
+from mtyolo.training.records.checkpoints import read_state
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.settings import Settings
 from mtyolo.training.train import train as loop
 

@@ -15,7 +15,7 @@ from mtyolo.config.model import shipped_configs
 from mtyolo.errors import DataError
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
-from mtyolo.training.objectives import losses
+from mtyolo.training.objectives.tasks import losses
 
 Change = Callable[[Targets], dict[str, Any]]
 

@@ -30,7 +30,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """results.png takes as long as a run of ten pictures. Where it is looked at, a fixture of this name lets it be."""
-    monkeypatch.setattr("mtyolo.training.run.plot_results", lambda rows, path: None)
+    monkeypatch.setattr("mtyolo.training.records.run.plot_results", lambda rows, path: None)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from mtyolo.structures import Batch
 from mtyolo.training.between import Tools
 from mtyolo.training.ema import Ema
 from mtyolo.training.processes import make_accelerator
-from mtyolo.training.progress import Display
-from mtyolo.training.records import Means
-from mtyolo.training.run import Run
+from mtyolo.training.records.progress import Display
+from mtyolo.training.records.rows import Means
+from mtyolo.training.records.run import Run
 from mtyolo.training.settings import settle
 from mtyolo.training.stages import freeze, plan_stages
 from mtyolo.training.state import RunState

@@ -22,8 +22,8 @@ from mtyolo.data.split import load_split
 from mtyolo.distill.row_terms import bernoulli_divergence
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.alignment import AlignedTasksObjective, level_errors, make_align, map_errors
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.alignment import AlignedTasksObjective, level_errors, make_align, map_errors
+from mtyolo.training.objectives.tasks import TasksObjective
 from mtyolo.training.train import train
 
 SIZE = 64

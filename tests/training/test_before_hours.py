@@ -14,8 +14,8 @@ from mtyolo.checkpoint import save_weights
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import DataError, MtyoloError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE
-from mtyolo.training.loading import reading
+from mtyolo.training.batches.loading import reading
+from mtyolo.training.records.checkpoints import STATE
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]

@@ -19,8 +19,8 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.model import Model
-from mtyolo.training.counted import counted_images, left_out, lengths
-from mtyolo.training.judging import Judge
+from mtyolo.training.batches.counted import counted_images, left_out, lengths
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.stages import Stage, plan_stages
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train

@@ -16,8 +16,8 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.split import load_split
 from mtyolo.model import Model
-from mtyolo.training.alignment import make_align
-from mtyolo.training.run import Run
+from mtyolo.training.objectives.alignment import make_align
+from mtyolo.training.records.run import Run
 from mtyolo.training.train import train
 
 SIZE, BATCH = 64, 4

@@ -27,7 +27,7 @@ from mtyolo.data.loader import collate
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.tasks import TasksObjective
 from mtyolo.training.processes import (
     copy_from_first,
     images_each,

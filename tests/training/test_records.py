@@ -31,12 +31,12 @@ from mtyolo.drawing import draw_batch
 from mtyolo.drawing.sheet import TILE_GAP, TILE_SIDE
 from mtyolo.evaluation.validate import validate as evaluate
 from mtyolo.model import Model
-from mtyolo.training import progress
-from mtyolo.training.judging import Judge
-from mtyolo.training.loading import StageLoader
-from mtyolo.training.progress import Display
-from mtyolo.training.records import Row, plot_results
-from mtyolo.training.run import Run
+from mtyolo.training.batches.loading import StageLoader
+from mtyolo.training.records import progress
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.progress import Display
+from mtyolo.training.records.rows import Row, plot_results
+from mtyolo.training.records.run import Run
 from mtyolo.training.train import train as loop
 
 MakeModel = Callable[[], Model]

@@ -23,8 +23,8 @@ from mtyolo.config.model import KeypointConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.model import Model
-from mtyolo.training.judging import Judge
-from mtyolo.training.run import alone_in, run_folder
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.run import alone_in, run_folder
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
@@ -178,7 +178,7 @@ def test_what_a_killed_run_was_writing_goes_when_it_is_resumed(tmp_path: Path) -
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
-    hold = "import sys; from mtyolo.training.run import alone_in; from pathlib import Path\n"
+    hold = "import sys; from mtyolo.training.records.run import alone_in; from pathlib import Path\n"
     hold += "with alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command, pipe = [sys.executable, "-c", hold, str(tmp_path)], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
@@ -232,7 +232,7 @@ def test_a_start_that_another_process_may_be_at_is_not_taken_over(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(state_of(whole) | {"position": {"stage": 0, "epoch": 0, "batch": 0}}, tmp_path / "state.pt")
-    monkeypatch.setattr("mtyolo.training.run.fcntl", None)  # as where there are no locks
+    monkeypatch.setattr("mtyolo.training.records.run.fcntl", None)  # as where there are no locks
     with pytest.raises(ConfigError, match="a run is already there"), alone_in(tmp_path, new=True):
         pass
     with alone_in(tmp_path):

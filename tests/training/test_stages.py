@@ -17,8 +17,8 @@ from mtyolo.config.plan import PlanConfig, StageConfig, read_plan
 from mtyolo.config.training import TrainConfig, read_config
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import Position
-from mtyolo.training.objectives import TasksObjective
+from mtyolo.training.objectives.tasks import TasksObjective
+from mtyolo.training.records.checkpoints import Position
 from mtyolo.training.stages import freeze, lr_scales, plan_stages, stage_epochs, what_is_left
 from mtyolo.training.train import train
 

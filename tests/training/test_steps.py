@@ -24,12 +24,12 @@ from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
-from mtyolo.training.batch_size import largest_batch
+from mtyolo.training.batches.batch_size import largest_batch
+from mtyolo.training.batches.loading import StageLoader
+from mtyolo.training.batches.splits import open_splits
 from mtyolo.training.ema import Ema
-from mtyolo.training.loading import StageLoader
-from mtyolo.training.objectives import TasksObjective, losses
+from mtyolo.training.objectives.tasks import TasksObjective, losses
 from mtyolo.training.optimizer import make_optimizer, set_rates
-from mtyolo.training.splits import open_splits
 from mtyolo.training.stages import freeze, plan_stages
 from mtyolo.training.train import train
 from mtyolo.training.work import make_work
@@ -249,7 +249,7 @@ def test_random_states_are_not_moved_by_beginning_an_epoch(shapes: Path) -> None
 def test_a_stage_ends_early_when_its_fitness_stays(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
-    from mtyolo.training.judging import Judge
+    from mtyolo.training.records.judging import Judge
 
     class Always:
         fitness = 0.5

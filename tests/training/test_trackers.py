@@ -16,12 +16,12 @@ from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.training import processes
 from mtyolo.training import train as loop
-from mtyolo.training.judging import Judge
-from mtyolo.training.records import Row
-from mtyolo.training.run import Run
+from mtyolo.training.records.judging import Judge
+from mtyolo.training.records.rows import Row
+from mtyolo.training.records.run import Run
+from mtyolo.training.records.told import told
 from mtyolo.training.settings import settle
 from mtyolo.training.stopping import Interrupted
-from mtyolo.training.told import told
 from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]

@@ -17,7 +17,7 @@ from mtyolo.cli.main import main
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
-from mtyolo.training.run import Run
+from mtyolo.training.records.run import Run
 
 MakeModel = Callable[[], Model]
 SIDE = 96

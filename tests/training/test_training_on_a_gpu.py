@@ -20,8 +20,8 @@ from mtyolo.config.plan import BALANCES
 from mtyolo.config.training import TrainConfig
 from mtyolo.evaluation.validate import validate
 from mtyolo.model import Model
-from mtyolo.training.batch_size import MOST, fitting_batch
-from mtyolo.training.judging import Judge
+from mtyolo.training.batches.batch_size import MOST, fitting_batch
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 

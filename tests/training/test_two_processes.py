@@ -19,7 +19,7 @@ from tiny_networks import tiny_graph
 from mtyolo.api import build
 from mtyolo.config.training import TrainConfig
 from mtyolo.evaluation.validate import validate
-from mtyolo.training.judging import Judge
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 

@@ -14,7 +14,7 @@ from mtyolo.cli.main import main
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.split import load_split
 from mtyolo.model import Model
-from mtyolo.training.run import Run
+from mtyolo.training.records.run import Run
 
 MakeModel = Callable[[], Model]
 UNMIRRORED = "mirroring is off"

@@ -20,11 +20,11 @@ from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
-from mtyolo.training.judging import Judge
-from mtyolo.training.objectives import Losses, TasksObjective, shared_features
+from mtyolo.training.batches.stored import validation_batches
+from mtyolo.training.objectives.tasks import Losses, TasksObjective, shared_features
 from mtyolo.training.processes import images_each
+from mtyolo.training.records.judging import Judge
 from mtyolo.training.stages import Stage
-from mtyolo.training.stored import validation_batches
 
 DISTILL = "distill"
 """The name that a balancer and the results know."""

@@ -16,8 +16,8 @@ from torch import nn
 from mtyolo.checkpoint import save_weights
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.model import Model
-from mtyolo.training.checkpoints import STATE, Position, read_state
-from mtyolo.training.records import Row, plot_results, write_csv
+from mtyolo.training.records.checkpoints import STATE, Position, read_state
+from mtyolo.training.records.rows import Row, plot_results, write_csv
 from mtyolo.training.stages import Stage
 
 try:

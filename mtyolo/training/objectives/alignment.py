@@ -21,7 +21,7 @@ from mtyolo.extractors.base import features_of
 from mtyolo.model import Model, pixels
 from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch, Pyramid, input_size
-from mtyolo.training.objectives import Losses, TasksObjective
+from mtyolo.training.objectives.tasks import Losses, TasksObjective
 from mtyolo.training.processes import images_each
 
 ALIGN = "align"

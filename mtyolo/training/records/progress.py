@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtyolo.training.records import Row
+from mtyolo.training.records.rows import Row
 
 
 class Display:

@@ -13,8 +13,8 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
-from mtyolo.training.records import Row
-from mtyolo.training.stored import validation_batches
+from mtyolo.training.batches.stored import validation_batches
+from mtyolo.training.records.rows import Row
 
 
 class Verdict(Protocol):

@@ -11,7 +11,7 @@ from mtyolo.data.sources import read_data
 from mtyolo.data.split import label_places
 from mtyolo.errors import DataError
 from mtyolo.model import Model
-from mtyolo.training.splits import Data
+from mtyolo.training.batches.splits import Data
 from mtyolo.training.stages import Stage
 
 

@@ -17,9 +17,9 @@ from mtyolo.features.reader import FeatureStore
 from mtyolo.features.replaced import has_targets, open_targets
 from mtyolo.model import Model
 from mtyolo.structures import Batch
-from mtyolo.training.alignment import ALIGN, AlignedTasksObjective, AlignObjective
-from mtyolo.training.objectives import Objective
-from mtyolo.training.records import Means, Row
+from mtyolo.training.objectives.alignment import ALIGN, AlignedTasksObjective, AlignObjective
+from mtyolo.training.objectives.tasks import Objective
+from mtyolo.training.records.rows import Means, Row
 from mtyolo.training.stages import as_before
 
 MOST_PICTURES = 512

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import Split, pictures_only
-from mtyolo.errors import ConfigError, StoreError
+from mtyolo.errors import ConfigError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.augment import feature_augment
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.replaced import has_targets, open_targets
+from mtyolo.features.standin import refuse_images_alone
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 from mtyolo.training.stages import Stage
@@ -51,15 +52,6 @@ def open_store(
         if split is not None and (split is splits[0] or has_targets(store, split.name)):
             open_targets(store, model, split)
     return store
-
-
-def refuse_images_alone(directory: Path | str, model: Model) -> None:
-    """Raises StoreError for a model that takes images and no features."""
-    if model.extractor is None:
-        raise StoreError(
-            f"{directory}: this model has no extractor, so it takes images and not features; leave --features out, or "
-            "train a model with the extractor that made them"
-        )
 
 
 def _refuse_where_images_are_needed(directory: Path | str, model: Model) -> None:
@@ -126,7 +118,6 @@ def takes_images(model: Model) -> bool:
 __all__ = [
     "matching_batches",
     "open_store",
-    "refuse_images_alone",
     "stage_augment",
     "takes_images",
     "training_batches",
