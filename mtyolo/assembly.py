@@ -10,11 +10,7 @@ import torch
 from torch import nn
 
 from mtyolo.adapters import ADAPTERS, make_adapters
-from mtyolo.config.model import (
-    ExtractorConfig,
-    ModelConfig,
-    TasksConfig,
-)
+from mtyolo.config.model import ExtractorConfig, ModelConfig, TasksConfig
 from mtyolo.errors import ConfigError
 from mtyolo.extractors import EXTRACTORS, Extractor, make_extractor, refuse_imagenet
 from mtyolo.graph.network import INPUT, Graph, default_entry, layer_levels

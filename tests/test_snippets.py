@@ -13,7 +13,7 @@ import yaml
 
 import mtyolo
 from mtyolo.api import train
-from mtyolo.config.model import Strict
+from mtyolo.config.strict import Strict
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split

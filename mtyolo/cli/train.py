@@ -34,12 +34,7 @@ def _field(name: str, text: str, **limits: Any) -> Any:
 
 Model = Annotated[
     Path | None,
-    typer.Option(
-        "--model",
-        "-m",
-        callback=options.model_there,
-        help="A model file (.yaml), an official checkpoint (.pt) or .safetensors.",
-    ),
+    typer.Option("--model", "-m", callback=options.model_there, help="A model file (.yaml), .pt or .safetensors."),
 ]
 Data = Annotated[
     Path | None,

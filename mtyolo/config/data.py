@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mtyolo.config.model import Strict
+from mtyolo.config.strict import Strict
 
 MOST_CLASSES = 100_000
 """ImageNet-21k has 21,841. A mistyped number would take minutes, and all memory."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mtyolo.config.model import Positive, Strict
+from mtyolo.config.strict import Positive, Strict
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mtyolo.config.reading import Document, sentence
-from mtyolo.errors import ConfigError
+from mtyolo.config.strict import Positive, Strict
 
 KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
 """What a model file can name without a class of anybody's own."""
 
-
-def _no_truth(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"a number is expected, got {value}")
-    return value
-
-
-Positive = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
 ClassNumber = Annotated[int, Field(ge=0)]
 
 LARGEST_SIDE = 16384
@@ -30,25 +21,6 @@ USUAL_SIDE = 640
 """Pixels of the network input where a model does not know its own; official checkpoints were trained at it."""
 LARGEST_SEED = 2**32 - 1
 """What numpy takes."""
-
-
-class Strict(BaseModel):
-    """Numbers are finite. Those that nobody checks, in `arguments`, are written to json as they are, not as null."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
-
-    if not TYPE_CHECKING:  # to whom the fields are the signature
-
-        def __init__(self, **values: Any) -> None:
-            """Raises ConfigError naming key and remedy, as for a file."""
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                given = Document(Path(type(self).__name__), values, {})
-                raise ConfigError(sentence(type(self), given, error)) from None
-
-        # Or pydantic would come here from model_validate, too, where errors have to know their place in a file.
-        __init__.__pydantic_base_init__ = True
 
 
 class Normalisation(Strict):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
-from mtyolo.config.model import Positive, Strict, resolve_beside, shipped_configs, whole_path
+from mtyolo.config.model import resolve_beside, shipped_configs, whole_path
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
+from mtyolo.config.strict import Positive, Strict
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mtyolo.config.model import LARGEST_SEED, LARGEST_SIDE, Positive, Strict
+from mtyolo.config.model import LARGEST_SEED, LARGEST_SIDE
 from mtyolo.config.reading import Document, read_yaml, validate
+from mtyolo.config.strict import Positive, Strict
 from mtyolo.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from mtyolo.config.model import Positive, Strict
+from mtyolo.config.strict import Positive, Strict
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.files import write_whole
 from mtyolo.structures import Level

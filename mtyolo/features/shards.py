@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mtyolo.config.model import Positive, Strict
+from mtyolo.config.strict import Positive, Strict
 from mtyolo.errors import StoreError
 from mtyolo.features.manifest import repair_of
 from mtyolo.files import write_whole

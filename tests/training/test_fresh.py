@@ -25,6 +25,7 @@ from mtyolo.training.train import train
 
 MakeModel = Callable[[], Model]
 PROTECTED = {"name": "frozen", "epochs": 1, "freeze": ["detector"]}
+SCALED = {"weights": "t.pt", "output": {"scaled": 1}}
 BOXES_ALONE = {"weights": "t.pt", "output": {"scaled": 1}, "groups": {"classes": 0}}
 
 
@@ -61,7 +62,8 @@ def test_a_frozen_detector_learns_classes_that_its_weights_do_not_know(
         ({"distill": {"teachers": [{"weights": "t.pt", "output": {"scaled": 1}}], "hard": 0}}, True),
         ({"distill": {"teachers": [BOXES_ALONE], "hard": 0}}, False),
         ({"distill": {"teachers": [BOXES_ALONE]}}, True),
-        ({"distill": {"teachers": [{"weights": "t.pt", "output": {"scaled": 1}}], "hard": 0, "soft": 0}}, False),
+        ({"tasks": ["segment"], "distill": {"teachers": [SCALED], "soft": 0}}, False),
+        ({"tasks": ["segment"], "distill": {"teachers": [SCALED]}}, True),
         ({"distill": {"teachers": [{"weights": "t.pt", "output": {"masks": 1}}], "hard": 0}}, False),
         ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}], "hard": 0}}, False),
         ({"distill": {"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}]}]}}, True),
