@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from mtyolo.features.index import change
 from mtyolo.features.manifest import Manifest
 from mtyolo.features.planning import joined
 from mtyolo.features.shards import Contents, Row, Stored, check_shard, read_contents, shard_path, write_shard
+from mtyolo.files import locked
 
 
 class Written(NamedTuple):
@@ -89,8 +90,21 @@ def fill(
     report: Callable[[int], None],
     share: tuple[int, int] = (0, 1),
 ) -> Written:
-    """make: numbers of shards -> these, one after the other. share: this process and how many there are."""
-    index, processes = share
+    """make: numbers of shards -> these, one after the other. share: this process and how many there are.
+
+    Raises MtyoloError where others are writing this split already.
+    """
+    with locked(work.directory / work.split.name) if share[0] == 0 else nullcontext():
+        return _filled(work, make, report, *share)
+
+
+def _filled(
+    work: Filling,
+    make: Callable[[Sequence[int]], Generator[Made]],
+    report: Callable[[int], None],
+    index: int,
+    processes: int,
+) -> Written:
     numbers = range(index, work.shards, processes)
     todo = []
     for number in numbers:

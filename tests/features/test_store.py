@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_features import SIZE, TinyExtractor, make_images
+from torch import Tensor
 
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
-from mtyolo.errors import ConfigError, StoreError
+from mtyolo.errors import ConfigError, MtyoloError, StoreError
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
@@ -96,6 +97,22 @@ def test_two_processes_write_the_same_store_as_one(make_store: MakeStore, split:
     for process in (1, 0):
         extract(TinyExtractor(), [split], tmp_path / "two", SIZE, ExtractOptions(batch=4, share=(process, 2)))
     assert contents(tmp_path / "two") == contents(one.directory)
+
+
+def test_the_same_extraction_twice_at_once_is_refused(split: Split, tmp_path: Path) -> None:
+    tried = []
+
+    class Impatient(TinyExtractor):
+        def forward(self, images: Tensor) -> dict[int, Tensor]:
+            if not tried:
+                tried.append("once")
+                with pytest.raises(MtyoloError, match="train: another process is writing there; wait for it"):
+                    extract(TinyExtractor(), [split], tmp_path / "store", SIZE)
+            return super().forward(images)
+
+    extract(Impatient(), [split], tmp_path / "store", SIZE)
+    assert tried
+    assert verify(tmp_path / "store", [split]) == []
 
 
 def test_a_manifest_half_written_by_a_killed_process_goes(make_store: MakeStore, split: Split) -> None:
