@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, channels_last, nn
@@ -238,19 +237,3 @@ def forward(model: Model, batch: Batch) -> Outputs:
 def pixels(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> floats in 0..1 in channels-last memory."""
     return images.float().div_(255).contiguous(memory_format=channels_last)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode in which it was.
-
-    Not model.train(): in a model that is partly frozen, modules differ.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():  # not inference_mode: results may be calculated with
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

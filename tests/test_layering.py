@@ -29,7 +29,7 @@ LAYERS = (
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),
     ("imported",),
-    ("device", "geometry", "files", "memory"),
+    ("device", "geometry", "files", "memory", "modes"),
     ("structures",),
     ("config",),
     ("errors",),

@@ -15,7 +15,8 @@ from mtyolo.drawing import draw_comparison, truths_of
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.geometry import fitting_side
-from mtyolo.model import Model, evaluating, forward
+from mtyolo.model import Model, forward
+from mtyolo.modes import evaluating
 from mtyolo.structures import Batch
 
 

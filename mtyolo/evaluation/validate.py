@@ -21,7 +21,8 @@ from mtyolo.evaluation.precision import BoxPrecision, Judge
 from mtyolo.features.finite import check_extracted
 from mtyolo.geometry import fitting_side
 from mtyolo.memory import kept_memory
-from mtyolo.model import Model, evaluating, forward
+from mtyolo.model import Model, forward
+from mtyolo.modes import evaluating
 from mtyolo.structures import Batch, Outputs, input_size
 from mtyolo.tasks.instances import image_instances
 from mtyolo.tasks.select import Selection, select

@@ -20,7 +20,8 @@ from mtyolo.errors import DataError
 from mtyolo.features.finite import check_extracted
 from mtyolo.features.standin import stand_in
 from mtyolo.geometry import PADDING_GREY, fitting_side, letterbox_of, resized_shape
-from mtyolo.model import Model, evaluating
+from mtyolo.model import Model
+from mtyolo.modes import evaluating
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Inputs, Picture, Source, Sources, find_sources
 from mtyolo.prediction.stored import StoredInputs

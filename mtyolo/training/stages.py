@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -115,21 +114,6 @@ def freeze(model: nn.Module, stage: Stage) -> None:
         module.training = training and not (isinstance(module, _BatchNorm) and _reach(stage.still, name) >= 0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
-
-
-@contextmanager
-def as_before(model: nn.Module | None) -> Iterator[None]:
-    """Afterwards the same parameters want gradients as before, and modules are in the same modes, however it ended: a
-    loop of one's own would else go on with a part of the model."""
-    modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    wanted = [] if model is None else [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, wants in wanted:
-            parameter.requires_grad_(wants)
 
 
 def aligns(stage: Stage, model: Model) -> bool:

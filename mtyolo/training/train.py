@@ -15,6 +15,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.distill.handover import hand_over, learned_by
 from mtyolo.memory import kept_memory
 from mtyolo.model import Model
+from mtyolo.modes import as_before
 from mtyolo.training.assistants import Assistants
 from mtyolo.training.batches.counted import left_out, lengths
 from mtyolo.training.batches.loading import reading
@@ -39,7 +40,7 @@ from mtyolo.training.records.progress import Display
 from mtyolo.training.records.run import Run, alone_in, run_folder
 from mtyolo.training.records.told import told
 from mtyolo.training.settings import Settings, settle
-from mtyolo.training.stages import Stage, as_before, freeze, plan_stages, what_is_left
+from mtyolo.training.stages import Stage, freeze, plan_stages, what_is_left
 from mtyolo.training.state import RunState, interrupted, make_state, saved_model
 from mtyolo.training.step import training_step
 from mtyolo.training.stopping import stop_on_signals

@@ -42,7 +42,8 @@ from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.writer import extract
-from mtyolo.model import Model, evaluating, forward
+from mtyolo.model import Model, forward
+from mtyolo.modes import evaluating
 from mtyolo.structures import Batch
 from mtyolo.tasks.detect.branch import BOX_VALUES
 from mtyolo.tasks.instances import image_instances

@@ -30,7 +30,8 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import make_loader
 from mtyolo.data.split import load_split
 from mtyolo.memory import kept_memory
-from mtyolo.model import Model, evaluating, forward
+from mtyolo.model import Model, forward
+from mtyolo.modes import evaluating
 from mtyolo.structures import Batch
 from mtyolo.tasks.select import select
 

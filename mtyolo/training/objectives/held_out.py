@@ -16,11 +16,11 @@ from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.replaced import has_targets, open_targets
 from mtyolo.model import Model
+from mtyolo.modes import as_before
 from mtyolo.structures import Batch
 from mtyolo.training.objectives.alignment import ALIGN, AlignedTasksObjective, AlignObjective
 from mtyolo.training.objectives.tasks import Objective
 from mtyolo.training.records.rows import Means, Row
-from mtyolo.training.stages import as_before
 
 MOST_PICTURES = 512
 """Of a validation split, for this: more would say the same, and take longer than a short epoch."""
