@@ -210,7 +210,7 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
 
 def refuse_what_is_not_measured(plan: PlanConfig) -> None:
     """Whose memory --batch auto knows nothing of. A cache asks its teacher, too, for pictures that are new to it."""
-    from mtyolo.distill.saved import is_saved
+    from mtyolo.distill.cards import is_saved
 
     if plan.assistants:
         raise typer.BadParameter(

@@ -82,6 +82,8 @@ class TeacherConfig(Strict):
     groups: GroupsConfig = GroupsConfig()
     features: list[FeatureConfig] | Literal["per-level"] = []
     """Losses between feature maps."""
+    pool: Positive = 1
+    """Feature maps are compared by means of so many positions each way: 2 keeps a quarter of them on disk."""
     cache: bool | Positive = False
     """true: outputs stay on disk; for pictures without random augmentation, or the views of a feature store. A number:
     for so many draws of the augmentation, which then repeat."""
@@ -92,6 +94,14 @@ class TeacherConfig(Strict):
     def _teaches_something(self) -> TeacherConfig:
         if not self.output and not self.features:
             raise ValueError("this teacher teaches nothing: give output, for example {scaled: 1}, or features")
+        return self
+
+    @model_validator(mode="after")
+    def _pools_what_can_be(self) -> TeacherConfig:
+        if self.pool > 1 and any(term.method == "gradient" for term in self.feature_terms):
+            raise ValueError("pool: gradient (of per-level, too) needs whole maps, as the head does; leave pool out")
+        if self.pool > 1 and not self.features:
+            raise ValueError("pool is of feature maps, and this teacher has no features; leave it out")
         return self
 
     @property

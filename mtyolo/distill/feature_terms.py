@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
-from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
+from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS, pooled
 from mtyolo.distill.lessons import Opened, Pair, layer_pairs
 from mtyolo.distill.teachers import Lesson, Teacher, layer_of, neck_of, replaced_layers
 from mtyolo.errors import ConfigError
@@ -19,12 +19,13 @@ from mtyolo.tasks import compute_losses, official_gains
 
 
 class FeatureTerm(nn.Module):
-    """One method at one or several layers; the weighted sum."""
+    """One method at one or several layers; the weighted sum. pool: of the student's maps; the teacher's come so."""
 
-    def __init__(self, name: str, pairs: Sequence[Pair], losses: Sequence[nn.Module]) -> None:
+    def __init__(self, name: str, pairs: Sequence[Pair], losses: Sequence[nn.Module], pool: int = 1) -> None:
         super().__init__()
         self.name = name
         self.pairs = list(pairs)
+        self.pool = pool
         self.losses = nn.ModuleList(losses)
 
     @property
@@ -35,7 +36,8 @@ class FeatureTerm(nn.Module):
         self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], lesson: Lesson, targets: Targets
     ) -> Tensor:
         """seen: the student's layer -> its output in this pass."""
-        return self._sum({n: features.float() for n, features in seen.items()}, lesson.features)
+        found = {number: pooled(seen[number].float(), self.pool) for number in dict.fromkeys(self.student_layers)}
+        return self._sum(found, lesson.features)
 
     def _sum(self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor]) -> Tensor:
         values = [
@@ -110,7 +112,7 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
         own = student.graph.levels[pair.student].channels
         losses.append(FEATURE_LOSSES[config.method](own, opened.channels[pair.teacher]))
     if config.method != "gradient":
-        return FeatureTerm(config.method, pairs, losses)
+        return FeatureTerm(config.method, pairs, losses, teacher.pool)
     return GradientTerm(config.method, pairs, losses, _with_own_head(teacher, student, opened))
 
 

@@ -164,6 +164,11 @@ def make_projector(student: int, teacher: int) -> nn.Module:
     return nn.Identity() if student == teacher else Projector(student, teacher)
 
 
+def pooled(features: Tensor, side: int) -> Tensor:
+    """Means of side x side positions of maps [B, C, H, W]; at the far edges of those that are left."""
+    return features if side == 1 else F.avg_pool2d(features, side, ceil_mode=True, count_include_pad=False)
+
+
 def resized(features: Tensor, like: Tensor) -> Tensor:
     if features.shape[-2:] == like.shape[-2:]:
         return features

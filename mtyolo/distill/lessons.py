@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
-from mtyolo.distill.saved import SavedLessons, card_of, folder_of, held_by, is_saved, student_card
+from mtyolo.distill.cards import card_of, folder_of, is_saved, pool_card, student_card
+from mtyolo.distill.saved import SavedLessons, held_by
 from mtyolo.distill.teachers import Answer, Own, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
@@ -67,28 +68,36 @@ class Opened:
 
 
 def open_lessons(
-    config: TeacherConfig, student: Model, imgsz: int, device: torch.device, own: Own | None = None
+    config: TeacherConfig,
+    student: Model,
+    imgsz: int,
+    device: torch.device,
+    own: Own | None = None,
+    *,
+    maps: bool = True,
 ) -> Opened:
-    """own: classes by name, and trust, for a teacher's model. Raises ConfigError, CheckpointError or StoreError where
+    """own: classes by name, and trust, for a teacher's model. maps: are its outputs asked for, or features alone?
+
+    Raises ConfigError, CheckpointError or StoreError where
     teacher, files and student do not fit."""
     folder = Path(config.weights)
     if is_saved(folder):
-        saved = SavedLessons(folder, student_card(student, imgsz), None)
+        saved = SavedLessons(folder, student_card(student, imgsz) | pool_card(config.pool), None, maps=maps)
         held = held_by(folder)
         return Opened(saved, None, tuple(held.channels), held.channels, held.tasks, held.points)
     teacher = open_teacher(config, student, imgsz, own).to(device)
     neck = neck_of(teacher.source)
     channels = teacher.record([number for term in config.feature_terms for number in _wanted(term, student, neck)])
-    lessons = _lessons(config, teacher, imgsz)
+    lessons = _lessons(config, teacher, imgsz, maps)
     return Opened(lessons, teacher, neck, channels, teacher.tasks, teacher.keypoints)
 
 
-def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int) -> Lessons:
+def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int, maps: bool) -> Lessons:
     if not config.cache:
         return LiveLessons(teacher)
     weights = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
     card = card_of(teacher, weights, imgsz)
-    return SavedLessons(folder_of(config.folder, card), card, teacher)
+    return SavedLessons(folder_of(config.folder, card), card, teacher, maps=maps)
 
 
 def _wanted(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[int]:

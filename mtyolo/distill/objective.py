@@ -198,7 +198,7 @@ def make_distiller(
     courses = []
     for one in config.teachers:
         _check_branches(one, student)
-        opened = open_lessons(one, student, imgsz, device, own)
+        opened = open_lessons(one, student, imgsz, device, own, maps=bool(one.output) or config.three_times)
         _check_teachers_branches(one, opened, student)
         courses.append(Course(one, opened, make_feature_terms(one, student, opened)))
     points = None if sigmas is None else torch.tensor(sigmas, device=device)

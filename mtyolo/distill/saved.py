@@ -9,7 +9,6 @@ them: so they are compared with the student's without a pass over memory that tu
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,40 +22,41 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtyolo.config.distill import CACHE, KIND
+from mtyolo.distill.cards import begin_folder, by_its_teacher, check
 from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, NoLesson, Teacher
 from mtyolo.errors import StoreError
-from mtyolo.files import replacing, write_whole
-from mtyolo.graph.families import FamilyModel
-from mtyolo.model import Model, pixels
+from mtyolo.files import replacing
+from mtyolo.model import pixels
 from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs
 from mtyolo.tasks.keypoint.branch import POINT_VALUES
 
-CARD = "teacher.json"
 TENSOR_OF = {"detect": "detect.0", "segment": "prototypes", "keypoint": "keypoint.0"}
 """What a file holds for each task, if anything."""
-FORMAT = "mtyolo-teacher/2"
+FEATURE = "feature."
+"""Before the numbers of the teacher's layers."""
 KEY_BYTES = 16
 
 Pixels = NDArray[np.uint8]  # [B, H, W, 3]
 
 
 class SavedLessons:
-    """A folder of lessons. card: what made them, compared with what the folder says.
+    """A folder of lessons. card: what made them, compared with what the folder says. maps: are outputs asked for, or
+    features alone? Then nothing else is read.
 
     teacher: computes what is not there, and it is written; without one, a missing picture is an error.
     Raises StoreError where the folder holds other outputs.
     """
 
-    def __init__(self, folder: Path, card: Mapping[str, Any], teacher: Teacher | None) -> None:
+    def __init__(self, folder: Path, card: Mapping[str, Any], teacher: Teacher | None, *, maps: bool = True) -> None:
         self.folder = folder
+        self.only = "" if maps else FEATURE
         self.teacher = teacher
-        self.by = "" if teacher is not None else _by_its_teacher(folder)
+        self.by = "" if teacher is not None else by_its_teacher(folder)
         if teacher is not None:
             begin_folder(folder, card)
         else:
-            _check(folder, card)
+            check(folder, card)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
     def ask(self, images: Tensor) -> Answer:
@@ -74,7 +74,7 @@ class SavedLessons:
         Without torch: it would start threads of its own for this one, which get into the way of the training's.
         """
         paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
-        return paths, read_stacked(paths, self.by) if all(path.exists() for path in paths) else {}
+        return paths, self._read(paths) if all(path.exists() for path in paths) else {}
 
     def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
         if found:
@@ -85,18 +85,14 @@ class SavedLessons:
             raise NoLesson(self.folder, paths[missing[0]].stem, missing[0])
         if missing:
             self._compute(images[missing], [paths[number] for number in missing])
-        return read_stacked(paths, self.by)
+        return self._read(paths)
+
+    def _read(self, paths: list[Path]) -> Arrays:
+        return read_stacked(paths, self.by, only=self.only)
 
     def _compute(self, images: Tensor, paths: list[Path]) -> None:
         assert self.teacher is not None, "without one nothing may be missing"
         write_lesson(self.teacher.lesson(pixels(images)), paths)
-
-
-def begin_folder(folder: Path, card: Mapping[str, Any]) -> None:
-    """A card, where there is none. Raises StoreError where the folder holds other outputs."""
-    if not (folder / CARD).exists():
-        write_whole(folder / CARD, (json.dumps(dict(card), indent=1) + "\n").encode())
-    _check(folder, card)
 
 
 def write_lesson(lesson: Lesson, paths: Sequence[Path]) -> None:
@@ -131,41 +127,6 @@ def _keys(pixels: Pixels) -> list[str]:
     return [one.hexdigest() for one in hashes]
 
 
-def card_of(teacher: Teacher, weights: Path, imgsz: int) -> dict[str, Any]:
-    """What makes a teacher's outputs what they are, in the student's layout."""
-    card = {
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "size": teacher.size or imgsz,
-        "columns": list(teacher.columns),
-        "layers": list(teacher.recorded),
-    }
-    if isinstance(teacher.source, FamilyModel):
-        card["decoded"] = "in single precision"  # earlier versions did not
-    return card | student_card(teacher, imgsz)
-
-
-def student_card(student: Model | Teacher, imgsz: int) -> dict[str, Any]:
-    """The part that the student and the run ask for. student: a model, or a teacher in its layout."""
-    return {
-        "format": FORMAT,
-        "names": [student.names[number] for number in sorted(student.names)],
-        "strides": list(student.strides),
-        "anchors": [[[round(v, 4) for v in pair] for pair in level] for level in student.anchors.tolist()],
-        "student_size": imgsz,
-        "preprocessing": "RGB, letterboxed, grey 114",
-    }
-
-
-def folder_of(place: str | None, card: Mapping[str, Any]) -> Path:
-    """Where outputs with this card are kept. place: as a plan names it."""
-    kind = hashlib.sha256(json.dumps(dict(card), sort_keys=True).encode()).hexdigest()[:KEY_BYTES]
-    return Path((place or CACHE).replace(KIND, kind))
-
-
-def is_saved(folder: Path) -> bool:
-    return (folder / CARD).is_file()
-
-
 class Held(NamedTuple):
     """What a folder's files hold."""
 
@@ -179,43 +140,13 @@ def held_by(folder: Path) -> Held:
     """As one of the files says. Raises StoreError where there is none, or it is damaged."""
     some = next(folder.glob("*.safetensors"), None)
     if some is None:
-        raise StoreError(f"{folder}: holds no outputs of its teacher yet; they are made{_by_its_teacher(folder)}")
-    shapes = read_layout(some, _by_its_teacher(folder))
-    features = {int(name.split(".")[1]): shape for name, shape in shapes.items() if name.startswith("feature.")}
+        raise StoreError(f"{folder}: holds no outputs of its teacher yet; they are made{by_its_teacher(folder)}")
+    shapes = read_layout(some, by_its_teacher(folder))
+    features = {int(name.split(".")[1]): shape for name, shape in shapes.items() if name.startswith(FEATURE)}
     channels = {number: features[number][-1] for number in sorted(features, key=lambda number: -features[number][0])}
     tasks = tuple(task for task, name in TENSOR_OF.items() if name in shapes)
     points = shapes[TENSOR_OF["keypoint"]][-1] // POINT_VALUES if "keypoint" in tasks else None
     return Held(channels, tasks, points)
-
-
-def _by_its_teacher(folder: Path) -> str:
-    """How outputs come into a folder that teaches alone, as the end of a sentence."""
-    return (
-        f" by a run whose plan names the teacher itself, with cache: true and folder: {folder}; or by the program that "
-        "wrote it"
-    )
-
-
-def _check(folder: Path, card: Mapping[str, Any]) -> None:
-    try:
-        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{folder}: no saved outputs of a teacher: {CARD}: {error}") from None
-    if not isinstance(found, dict):
-        raise StoreError(
-            f"{folder / CARD}: does not say what made these outputs; give another folder, or remove this one"
-        )
-    differs = next((key for key in card if found.get(key) != card[key]), None)
-    if differs:
-        raise StoreError(
-            f"{folder}: holds outputs with {differs} {_short(found.get(differs))}, this run needs "
-            f"{_short(card[differs])}; give another folder, or remove this one"
-        )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "…"
 
 
 def named_tensors(lesson: Lesson) -> dict[str, Tensor]:
@@ -228,7 +159,7 @@ def named_tensors(lesson: Lesson) -> dict[str, Tensor]:
     if outputs.keypoint is not None:
         named |= {f"keypoint.{number}": level for number, level in enumerate(outputs.keypoint.points)}
         named |= {} if outputs.keypoint.heatmaps is None else {"heatmaps": outputs.keypoint.heatmaps}
-    return named | {f"feature.{number}": features for number, features in lesson.features.items()}
+    return named | {f"{FEATURE}{number}": features for number, features in lesson.features.items()}
 
 
 def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
@@ -242,4 +173,4 @@ def _lesson(arrays: Arrays, device: torch.device) -> Lesson:
     points = levels("keypoint")
     keypoint = KeypointOutputs(points, named.get("heatmaps")) if points else None
     outputs = Outputs({}, {}, levels("detect"), segment, keypoint)
-    return Lesson(outputs, {int(name.split(".")[1]): of for name, of in named.items() if name.startswith("feature.")})
+    return Lesson(outputs, {int(name.split(".")[1]): of for name, of in named.items() if name.startswith(FEATURE)})

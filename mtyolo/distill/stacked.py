@@ -27,21 +27,25 @@ Arrays = dict[str, NDArray[np.float16]]  # by name
 Layout = dict[str, tuple[int, ...]]  # name -> shape, in the order of the values
 
 
-def read_stacked(paths: Sequence[Path], by: str = "") -> Arrays:
+def read_stacked(paths: Sequence[Path], by: str = "", *, only: str = "") -> Arrays:
     """Name -> [B, …], in half precision. Raises StoreError for a file that is damaged, or holds other tensors.
 
-    by: what makes a removed file again, as the end of the message; by default whoever asks.
+    by: what makes a removed file again, as the end of the message; by default whoever asks. only: how the names begin
+    of those that are wanted; the others are not read.
     """
     layout = read_layout(paths[0], by)
-    arrays = {name: np.empty((len(paths), *shape), "<f2") for name, shape in layout.items()}
+    arrays = {name: np.empty((len(paths), *shape), "<f2") for name, shape in layout.items() if name.startswith(only)}
     for number, path in enumerate(paths):
         with _opened(path, by) as file:
             if _layout(file) != layout:
                 raise StoreError(
                     f"{path}: holds other tensors than {paths[0]}; remove both, they will be made again{by}"
                 )
-            for array in arrays.values():
-                place = array[number]
+            for name, shape in layout.items():
+                if name not in arrays:
+                    file.seek(BYTES * math.prod(shape), os.SEEK_CUR)
+                    continue
+                place = arrays[name][number]
                 if file.readinto(place.data) != place.nbytes:  # type: ignore[attr-defined]
                     raise ValueError("cut off")
     return arrays

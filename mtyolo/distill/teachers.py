@@ -16,6 +16,7 @@ from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.model import KeypointConfig, resolve_beside
 from mtyolo.distill.classes import class_columns
 from mtyolo.distill.conversion import Source, in_layout, layout_of
+from mtyolo.distill.features import pooled
 from mtyolo.distill.layout import Shape
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.extractors.base import GivenFeatures
@@ -59,6 +60,7 @@ class Teacher(nn.Module):
 
     columns: for each class of the student, the teacher's; None where it knows none.
     size: side of the teacher's input, by default the images' own.
+    pool: features are means of so many positions each way.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Teacher(nn.Module):
         student: Model,
         columns: Sequence[int | None],
         size: int | None = None,
+        pool: int = 1,
     ) -> None:
         super().__init__()
         self.source = source.requires_grad_(False).eval()
         self.columns = tuple(columns)
         self.size = size
+        self.pool = pool
         self.names = dict(student.names)
         self.layout = layout_of(student)
         self.recorded: dict[int, nn.Module] = {}
@@ -128,7 +132,7 @@ class Teacher(nn.Module):
         half = torch.autocast("cuda", torch.float16) if images.device.type == "cuda" else nullcontext()
         with half, recording(self.recorded) as seen:
             raw = self.source(own)
-        features = {number: features.detach().float() for number, features in seen.items()}
+        features = {number: pooled(features.detach().float(), self.pool) for number, features in seen.items()}
         outputs = in_layout(raw, self.source, self.layout, self.columns, _shape(own), _shape(images))
         return Lesson(outputs, features)
 
@@ -148,7 +152,7 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int, own: Own | N
     source = open_source(config, own)
     all_needed = bool(set(config.output) - CLASSLESS_TERMS)
     columns = class_columns(config, student.names, source.names, all_needed=all_needed)
-    teacher = Teacher(source, student, columns, config.size)
+    teacher = Teacher(source, student, columns, config.size, config.pool)
     side = config.size or imgsz
     if side % teacher.largest_stride:
         raise ConfigError(

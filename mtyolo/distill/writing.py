@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtyolo.distill.saved import begin_folder, keys_of, named_tensors, student_card, write_lesson
+from mtyolo.distill.cards import begin_folder, student_card
+from mtyolo.distill.saved import keys_of, named_tensors, write_lesson
 from mtyolo.distill.teachers import Lesson
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model

@@ -99,6 +99,12 @@ METHODS: dict[str, dict[str, Any] | None] = {
     },
 }
 
+METHODS |= {
+    f"pooled {name}": (METHODS[name] or {}) | {"pool": 2}
+    for name in ("cwd", "relative at 6 layers", "kl+cwd", "scaled+relative at 6 layers")
+}
+"""Feature maps by means of four positions."""
+
 
 def test_data() -> Path:
     return Path(os.environ.get("MTYOLO_TEST_DATA", REPOSITORY.parent / "shared" / "data"))

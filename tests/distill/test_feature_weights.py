@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from shape_runs import distiller_of, shape_batch, shape_model, teacher_file
 from torch import Tensor
+from torch.nn import functional as F
 
+from mtyolo.distill.compared import relative_error
 from mtyolo.distill.feature_terms import detection_loss
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
 from mtyolo.distill.objective import Distiller
@@ -117,6 +119,33 @@ def test_of_the_teachers_layers_those_are_kept_that_weigh_something(
     assert teacher.recorded.keys() == kept
     one = load_file(next((tmp_path / "cache").glob("*.safetensors")))
     assert {int(name.split(".")[1]) for name in one if name.startswith("feature.")} == kept
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["asked", "cached"])
+def test_pooled_maps_of_both_are_compared(
+    cache: bool, weights: str, student: Model, batch: Batch, tmp_path: Path
+) -> None:
+    teaching = {"weights": weights, "features": [{"method": "relative"}], "pool": 2}
+    kept = {"cache": cache, "folder": str(tmp_path / "cache")}
+    distiller = distiller_of(student, teaching | (kept if cache else {}))
+    teacher = distiller.courses[0].opened.teacher
+    assert teacher is not None
+    assert isinstance(teacher.source, Model)
+    (own, _), (theirs, _) = neck_of(student, batch), neck_of(teacher.source.requires_grad_(True), batch)
+    halves = [[F.avg_pool2d(maps[layer], 2).detach() for layer in (P3, P4, P5)] for maps in (own, theirs)]
+    expected = sum(float(relative_error(*pair)) for pair in zip(*halves, strict=True))
+    assert terms_of(distiller, student, batch) == pytest.approx({"distill.relative": expected}, rel=1e-2)
+
+
+def test_outputs_that_nothing_looks_at_are_not_read(weights: str, student: Model, batch: Batch, tmp_path: Path) -> None:
+    assert batch.images is not None
+    teaching = {"weights": weights, "features": [{"method": "cwd"}]}
+    teaching |= {"cache": True, "folder": str(tmp_path / "cache")}
+    plain, halving = distiller_of(student, teaching), distiller_of(student, teaching, three_times=True)
+    found = [distiller.courses[0].opened.lessons.ask(batch.images)() for distiller in (plain, halving)]
+    assert [len(lesson.outputs.detect) for lesson in found] == [0, 3], "three_times judges the teacher's own loss"
+    assert all(found[0].features[layer].equal(found[1].features[layer]) for layer in (P3, P4, P5))
+    assert terms_of(plain, student, batch) == terms_of(halving, student, batch)
 
 
 @pytest.mark.parametrize("method", FEATURE_LOSSES)

@@ -18,6 +18,7 @@ from mtyolo.distill.features import (
     Relative,
     SpatialAttention,
     make_projector,
+    pooled,
     resized,
 )
 
@@ -220,3 +221,15 @@ def test_a_resized_map_of_one_value_keeps_it() -> None:
     found = resized(torch.full((1, 1, 3, 3), 2.5), torch.zeros(1, 7, 6, 4))
     assert found.shape == (1, 1, 6, 4)
     assert found.unique().tolist() == [2.5]
+
+
+def test_pooled_positions_are_means_of_those_that_are_there() -> None:
+    maps = features(0)
+    found = pooled(maps, 2)
+    assert found.shape == (BATCH, CHANNELS, HEIGHT // 2, 3)
+    for row in range(HEIGHT // 2):
+        for column in range(3):
+            there = [(2 * row + y, 2 * column + x) for y in (0, 1) for x in (0, 1) if 2 * column + x < WIDTH]
+            mean = sum(maps[:, :, y, x] for y, x in there) / len(there)
+            assert torch.allclose(found[:, :, row, column], torch.as_tensor(mean), atol=1e-6)
+    assert pooled(maps, 1) is maps

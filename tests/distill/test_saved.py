@@ -35,8 +35,8 @@ def weights(tmp_path: Path) -> str:
     return str(save_weights(with_statistics(tiny_model(seed=1, **BRANCHES)), tmp_path / "teacher.safetensors"))
 
 
-def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 0) -> Opened:
-    content = {"weights": str(weights), "output": {"scaled": 1}, "features": [{"method": "fitnets"}]}
+def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 0, pool: int = 1) -> Opened:
+    content = {"weights": str(weights), "output": {"scaled": 1}, "features": [{"method": "fitnets"}], "pool": pool}
     if folder is not None:
         content |= {"cache": True, "folder": str(folder)}
     return open_lessons(TeacherConfig.model_validate(content), tiny_model(seed=seed, **BRANCHES), imgsz, CPU)
@@ -120,6 +120,19 @@ def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path:
     other = save_weights(tiny_model(seed=2, **BRANCHES), tmp_path / "other.safetensors")
     with pytest.raises(StoreError, match="holds outputs with weights"):
         opened(other, folder)
+
+
+def test_outputs_with_maps_pooled_otherwise_are_refused(weights: str, tmp_path: Path) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    opened(weights, whole)
+    opened(weights, halved, pool=2).lessons.ask(images())()
+    for teacher, folder in ((weights, halved), (halved, None)):
+        with pytest.raises(StoreError, match="holds outputs with pool 2, this run needs 1; give another folder"):
+            opened(teacher, folder)
+    with pytest.raises(StoreError, match="holds outputs with pool 1, this run needs 2"):
+        opened(weights, whole, pool=2)
+    features = opened(halved, None, pool=2).lessons.ask(images())().features
+    assert [maps.shape[-1] for maps in features.values()] == [SIZE // 16, SIZE // 32, SIZE // 64]
 
 
 @pytest.mark.parametrize("alone", [False, True])

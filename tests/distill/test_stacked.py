@@ -91,6 +91,15 @@ def test_it_is_what_the_library_reads_and_torch_stacks(tmp_path: Path) -> None:
     assert read_layout(paths[0]) == {name: tuple(tensor.shape) for name, tensor in one_by_one[0].items()}
 
 
+def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(3)]
+    whole = read_stacked(paths)
+    for only, names in (("feature.", ["feature.10"]), ("detect.", ["detect.0", "detect.1"])):
+        found = read_stacked(paths, only=only)
+        assert sorted(found) == names
+        assert all((found[name] == whole[name]).all() for name in names)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_file_that_is_not_as_it_was_written_is_named(

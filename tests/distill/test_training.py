@@ -368,6 +368,13 @@ def test_shipped_plans_name_teachers(name: str) -> None:
             {"teachers": [{"weights": "t.pt", "features": [{"method": "gradient", "layers": [17]}]}]},
             "gradient is computed at what the branches take: layers: neck",
         ),
+        (
+            {"teachers": [{"weights": "t.pt", "features": [{"method": "gradient"}], "pool": 2}]},
+            r"pool: gradient \(of per-level, too\) needs whole maps",
+        ),
+        ({"teachers": [{"weights": "t.pt", "features": "per-level", "pool": 2}]}, "needs whole maps"),
+        ({"teachers": [{"weights": "t.pt", "output": {"kl": 1}, "pool": 2}]}, "pool is of feature maps"),
+        ({"teachers": [{"weights": "t.pt", "features": [{"method": "cwd"}], "pool": 0}]}, "greater than"),
     ],
 )
 def test_a_plan_that_says_nothing_useful_is_refused(distill: dict[str, Any], message: str) -> None:
