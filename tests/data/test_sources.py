@@ -472,6 +472,35 @@ def test_an_annotation_with_impossible_values_is_named(
     assert re.search(f"annotation 1: .*{said}" if said else "", split.problems.summary())
 
 
+def test_an_annotation_of_a_second_file_completes_its_like_and_stands_for_itself_otherwise(tmp_path: Path) -> None:
+    load_annotations(tmp_path, {}, {"bbox": [50, 10, 30, 30], "segmentation": None})
+    content = json.loads((tmp_path / "cups.json").read_text())
+    first, second = content["annotations"]
+    first |= {"bbox": [60, 40, 20, 20], "segmentation": [[60, 40, 80, 40, 80, 60, 60, 60]]}  # its id, another place
+    second |= {"segmentation": [[50, 10, 80, 10, 80, 40, 50, 40]], "area": 700.0}
+    put(tmp_path / "more.json", json.dumps(content))
+    config = DataConfig(path=str(tmp_path), train="images", annotations={"train": ["cups.json", "more.json"]})
+    labels = load_split(config, "train").records[0].labels
+    assert labels.boxes_xyxy[:, :2].tolist() == [[10, 10], [50, 10], [60, 40]]
+    assert [int(rle_mask(rle).sum()) if rle else 0 for rle in labels.segments or []] == [900, 900, 400]
+    assert labels.areas is not None
+    assert labels.areas.tolist() == [0, 700, 0]
+
+
+def test_an_outline_in_one_file_does_not_label_the_pictures_of_another(tmp_path: Path) -> None:
+    write(tmp_path / "images", "b")
+    load_annotations(tmp_path, {})
+    content = json.loads((tmp_path / "cups.json").read_text())
+    content["images"].append({"id": 2, "file_name": "b.png", "width": 100, "height": 80})
+    (cup,) = content["annotations"]
+    del cup["segmentation"]
+    content["annotations"].append(cup | {"id": 2, "image_id": 2})
+    put(tmp_path / "boxes.json", json.dumps(content))
+    config = DataConfig(path=str(tmp_path), train="images", annotations={"train": ["cups.json", "boxes.json"]})
+    labelled = {record.path.stem: record.labels.labelled for record in load_split(config, "train").records}
+    assert labelled == {"a": {"detect", "segment"}, "b": {"detect"}}
+
+
 @pytest.mark.parametrize("crowd", [1, "1", True])
 def test_crowd_is_a_number_a_text_or_true(tmp_path: Path, crowd: object) -> None:
     assert load_annotations(tmp_path, {"iscrowd": crowd}, {}).records[0].labels.crowd.tolist() == [True, False]
