@@ -135,16 +135,8 @@ def _is_right(work: Filling, number: int) -> bool:
 
 
 def _write(work: Filling, number: int, made: Made) -> None:
-    _check_shapes(work.manifest, made.tensors)
     contents = Contents(fingerprint=work.manifest.fingerprint, rows=list(made.rows))
     write_shard(work.path(number), made.tensors, contents)
-
-
-def _check_shapes(manifest: Manifest, tensors: Stored) -> None:
-    for stride in manifest.levels:
-        found, expected = tuple(tensors[str(stride)].shape[1:]), manifest.shape(stride)
-        if found != expected:
-            raise StoreError(f"stride {stride}: the extractor gave features of {found}, expected {expected}")
 
 
 def _remove_surplus(work: Filling) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, silu
 
 from mtyolo.adapters import ADAPTERS, ConvAdapter, FusionAdapter, Identity, PyramidAdapter, make_adapters
-from mtyolo.adapters.blocks import ChannelAffine, nearest_level, resampled
+from mtyolo.adapters.blocks import ChannelAffine, make_norm, nearest_level, resampled
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
 from mtyolo.config.model import AdaptersConfig
@@ -102,6 +102,11 @@ def test_conv_averages_where_it_shrinks() -> None:
     assert torch.allclose(adapters(pyramid, SIZE)[16], silu(avg_pool2d(pyramid[8], 2)), atol=1e-6)
 
 
+def test_what_grows_along_one_side_is_interpolated() -> None:
+    rows = torch.tensor([0.0, 1.0])[:, None].expand(1, 1, 2, 4)
+    assert resampled(rows, (4, 2))[0, 0].tolist() == [[0, 0], [0.25, 0.25], [0.75, 0.75], [1, 1]]
+
+
 def test_pyramid_takes_the_largest_where_it_shrinks() -> None:
     adapters = PyramidAdapter((Level(8, 4),), (Level(32, 4),), depth=1, norm="none")
     set_to_identity(adapters)
@@ -113,6 +118,16 @@ def test_pyramid_doubles_once_for_each_octave() -> None:
     adapters = PyramidAdapter((Level(32, 64),), NECK)
     doublings = [sum(isinstance(part, nn.ConvTranspose2d) for part in layer) for layer in adapters.layers]
     assert doublings == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("channels", "widths"), [(512, [256, 128]), (100, [64, 64])])
+def test_pyramid_halves_its_channels_but_to_no_fewer_than_are_wanted(channels: int, widths: list[int]) -> None:
+    (layer,) = PyramidAdapter((Level(32, channels),), NECK[:1]).layers
+    assert [part.out_channels for part in layer if isinstance(part, nn.ConvTranspose2d)] == widths
+
+
+def test_there_are_32_groups_or_as_many_as_divide_the_channels() -> None:
+    assert [make_norm(channels, "group").num_groups for channels in (256, 48, 8, 21)] == [32, 16, 8, 1]
 
 
 @pytest.mark.parametrize(("stride", "nearest"), [(4, 8), (8, 8), (11, 8), (12, 16), (16, 16), (64, 32)])

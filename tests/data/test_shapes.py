@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as rle_codec
 
+from mtyolo.data.creatures import KEYPOINTS
 from mtyolo.data.images import read_image
 from mtyolo.data.records import Split
 from mtyolo.data.shapes import make_shapes
@@ -66,6 +67,14 @@ def test_visible_points_lie_on_their_creature(split: Split) -> None:
                     assert mask[int(y), int(x)]
                     seen += 1
     assert seen > 30
+
+
+def test_feet_are_seen_too_and_become_each_other_in_a_mirror(split: Split) -> None:
+    flags = np.concatenate([record.labels.keypoints[..., 2] for record in split.records])
+    assert ((flags == 2).mean(0) > 0.5).all()
+    assert split.flip_idx is not None
+    mirrored = [KEYPOINTS[number] for number in split.flip_idx]
+    assert mirrored == ["right eye", "left eye", "mouth", "right foot", "left foot"]
 
 
 def test_eyes_are_dark_in_the_picture_where_the_labels_say(split: Split) -> None:

@@ -18,6 +18,7 @@ from mtyolo.api import build
 from mtyolo.config.data import DataConfig
 from mtyolo.data.formats.coco import read_json
 from mtyolo.data.formats.masks import rle_mask
+from mtyolo.data.formats.yolo import label_path, label_root
 from mtyolo.data.records import Split, names_differ
 from mtyolo.data.sources import read_data
 from mtyolo.data.split import load_split
@@ -156,6 +157,29 @@ def test_a_missing_pose_file_means_unlabelled_only_where_persons_are_shown(small
     assert labelled == {"a": {"detect", "keypoint"}, "b": {"detect"}, "c": {"detect", "keypoint"}}
 
 
+def test_a_pose_file_alone_does_not_say_that_there_are_no_cups(small: Path) -> None:
+    (small.parent / "labels/train/a.txt").unlink()
+    by_name = {record.path.stem: record.labels.labelled for record in load_split(small, "train").records}
+    assert by_name == {"a": {"keypoint"}, "b": {"detect"}, "c": {"detect", "keypoint"}}
+
+
+def test_rows_of_two_widths_do_not_tell_how_many_points_there_are(small: Path) -> None:
+    put(small, yaml.safe_dump({"train": "images/train", "names": ["person", "cup"]}))
+    assert load_split(small, "train").points == 2
+    put(small.parent / "labels-pose/train/b.txt", "0 .5 .5 .4 .4 .4 .4 2 .6 .6 1 .5 .5 1\n")
+    split = load_split(small, "train")
+    assert split.points is None
+    assert "and no kpt_shape in the data file" in split.problems.summary()
+
+
+def test_points_without_flags_are_labelled_unless_they_lie_at_the_origin(small: Path) -> None:
+    put(small, small.read_text().replace("- 3\n", "- 2\n", 1))
+    put(small.parent / "labels-pose/train/a.txt", "0 .5 .5 .4 .4 0 .5 0 0\n")
+    split = load_split(small, "train", strict=True)
+    assert split.records[0].labels.keypoints is not None
+    assert split.records[0].labels.keypoints[0].tolist() == [[0, 40, 2], [0, 0, 0]]
+
+
 def test_tasks_of_the_data_file_have_the_last_word(small: Path) -> None:
     put(small, small.read_text() + "tasks: [detect]\n")
     split = load_split(small, "train")
@@ -183,6 +207,7 @@ def test_joined_files_match_classes_by_name(small: Path, tmp_path: Path) -> None
     assert joined.labels.keypoints is not None
     assert joined.labels.labelled == {"detect"}
     assert any("spoon" in note for note in split.problems.notes)
+    assert any("1 joined images are labelled for 1 of 2 classes" in note for note in split.problems.notes)
 
 
 def test_files_that_join_each_other_are_read_once(small: Path, tmp_path: Path) -> None:
@@ -208,6 +233,27 @@ def test_a_list_picks_its_images_from_a_json(test_data: Path, tmp_path: Path) ->
     known = {record.path: record.labels for record in whole.records}
     assert all(np.array_equal(record.labels.boxes_xyxy, known[record.path].boxes_xyxy) for record in split.records)
     assert counts(split)["boxes"] > 0
+
+
+def test_pictures_of_one_name_in_a_list_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        write(tmp_path / folder, "a")
+    images = [{"id": 1, "file_name": "y/a.png"}, {"id": 2, "file_name": "z/a.png"}]
+    content = {"images": images, "categories": [{"id": 1, "name": "cup"}], "annotations": []}
+    put(tmp_path / "cups.json", json.dumps(content))
+    put(tmp_path / "list.txt", "x/a.png\ny/a.png\n")
+    (tmp_path / "more").mkdir()
+    for places, missing in (("list.txt", 0), (["list.txt", "more"], 1)):
+        config = DataConfig(path=str(tmp_path), val=places, annotations={"val": "cups.json"})
+        split = load_split(config, "val")
+        assert [record.path for record in split.records] == [tmp_path / "y" / "a.png"]
+        assert split.problems.counts["image file missing (skipped)"] == missing
+
+
+def test_labels_lie_beside_the_last_folder_called_images() -> None:
+    image = Path("/data/images/street/images/train/a.b.jpg")
+    assert label_path(image, "labels-seg") == Path("/data/images/street/labels-seg/train/a.b.txt")
+    assert label_root(image, "labels-seg") == Path("/data/images/street/labels-seg")
 
 
 def test_keypoint_file_alone_does_not_label_all_classes(tmp_path: Path) -> None:
@@ -346,6 +392,56 @@ def test_pictures_join_points_as_json_or_data_file_say(pointed: Path, in_json: A
     assert load_split(pointed, "val").skeleton == expected
 
 
+def test_a_json_without_annotations_labels_no_points(pointed: Path) -> None:
+    """Though its categories have some: as the lists of test images that data sets come with."""
+    path = pointed.parent / "val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    assert load_split(pointed, "val").records[0].labels.labelled == frozenset()
+
+
+def test_the_data_file_has_the_last_word_about_points(pointed: Path) -> None:
+    path = pointed.parent / "val.json"
+    path.write_text(path.read_text().replace('"head", "foot"', '"left foot", "right foot"'))
+    usual = load_split(pointed, "val")
+    assert (usual.flip_idx, usual.sigmas) == ([1, 0], [0.5, 0.5])
+    put(pointed, f"{pointed.read_text()}flip_idx: [0, 1]\nkpt_sigmas: [0.1, 0.3]\n")
+    said = load_split(pointed, "val")
+    assert (said.flip_idx, said.sigmas) == ([0, 1], [0.1, 0.3])
+
+
+@pytest.fixture
+def joined(pointed: Path) -> Path:
+    """A data file like `pointed`, which joins it, and whose json knows more about the points."""
+    write(pointed.parent / "more" / "images", "b")
+    content = json.loads((pointed.parent / "val.json").read_text())
+    content["images"][0]["file_name"] = "b.png"
+    content["categories"][1] |= {"keypoints": ["left foot", "right foot"], "skeleton": [[1, 2]]}
+    put(pointed.parent / "more" / "val.json", json.dumps(content))
+    put(pointed.parent / "more.yaml", yaml.safe_dump({"val": "more/images", "annotations": {"val": "more/val.json"}}))
+    put(pointed, f"{pointed.read_text()}join: [more.yaml]\n")
+    return pointed
+
+
+def test_of_joined_files_one_is_enough_to_tell_of_mirrors_and_lines(joined: Path) -> None:
+    split = load_split(joined, "val")
+    assert len(split) == 2
+    assert (split.flip_idx, split.skeleton) == ([1, 0], [(0, 1)])
+    assert split.category_ids is None, "two files may number classes in two ways"
+
+
+def test_joined_files_with_other_numbers_of_points_are_refused(joined: Path) -> None:
+    path = joined.parent / "more" / "val.json"
+    content = json.loads(path.read_text())
+    content["categories"][1] |= {"keypoints": ["a", "b", "c"]}
+    content["annotations"][0]["keypoints"] *= 2
+    content["annotations"][0]["keypoints"] = content["annotations"][0]["keypoints"][:9]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"joined data sets have \[2, 3\] keypoints; they must have the same"):
+        load_split(joined, "val")
+
+
 def test_points_of_a_class_that_is_left_out_do_not_count(pointed: Path) -> None:
     """Neither how they are joined, nor what they become in a mirror."""
     path = pointed.parent / "val.json"
@@ -437,6 +533,7 @@ def test_classes_are_compared_by_name_where_both_have_names(
 
 
 POLYGON = [10, 10, 40, 10, 40, 40, 10, 40]
+NARROWER = coco_mask.encode(np.asfortranarray(np.eye(80, 90, dtype=np.uint8)))["counts"].decode()
 
 
 @pytest.mark.parametrize(
@@ -452,6 +549,8 @@ POLYGON = [10, 10, 40, 10, 40, 40, 10, 40]
         ({"segmentation": [[[10, 10], [40, 10]] * 3]}, "a polygon needs pairs of finite numbers", 2),
         ({"segmentation": {"size": [80, 100], "counts": ["4000", "4000"]}}, "must be counts that sum to 8000", 2),
         ({"segmentation": {"size": [80, 100], "counts": [10**400]}}, "must be counts that sum to 8000", 2),
+        ({"segmentation": {"size": [80, 100], "counts": [4000, 3000]}}, "must be counts that sum to 8000", 2),
+        ({"segmentation": {"size": [80, 100], "counts": NARROWER}}, "compressed run lengths do not cover 8000", 2),
         ({"bbox": [10**400, 10, 30, 30]}, "bbox with a number that is too large", 1),
         ({"iscrowd": "no"}, "iscrowd 'no' is neither 0 nor 1", 1),
         ({"iscrowd": 2}, "iscrowd 2 is neither 0 nor 1", 1),
@@ -470,6 +569,47 @@ def test_an_annotation_with_impossible_values_is_named(
     assert not split.records[0].labels.crowd.any()
     assert len(split.problems) == bool(said)
     assert re.search(f"annotation 1: .*{said}" if said else "", split.problems.summary())
+
+
+def test_outlines_of_crowds_alone_do_not_label_masks(tmp_path: Path) -> None:
+    crowd, without = {"iscrowd": 1}, {"segmentation": None}
+    assert load_annotations(tmp_path, crowd, without).records[0].labels.labelled == {"detect"}
+    assert load_annotations(tmp_path, {}, without).records[0].labels.labelled == {"detect", "segment"}
+
+
+def test_an_annotation_of_a_second_file_completes_its_like_and_stands_for_itself_otherwise(tmp_path: Path) -> None:
+    load_annotations(tmp_path, {}, {"bbox": [50, 10, 30, 30], "segmentation": None})
+    content = json.loads((tmp_path / "cups.json").read_text())
+    first, second = content["annotations"]
+    first |= {"bbox": [60, 40, 20, 20], "segmentation": [[60, 40, 80, 40, 80, 60, 60, 60]]}  # its id, another place
+    second |= {"segmentation": [[50, 10, 80, 10, 80, 40, 50, 40]], "area": 700.0}
+    put(tmp_path / "more.json", json.dumps(content))
+    config = DataConfig(path=str(tmp_path), train="images", annotations={"train": ["cups.json", "more.json"]})
+    labels = load_split(config, "train").records[0].labels
+    assert labels.boxes_xyxy[:, :2].tolist() == [[10, 10], [50, 10], [60, 40]]
+    assert [int(rle_mask(rle).sum()) if rle else 0 for rle in labels.segments or []] == [900, 900, 400]
+    assert labels.areas is not None
+    assert labels.areas.tolist() == [0, 700, 0]
+
+
+def test_an_outline_in_one_file_does_not_label_the_pictures_of_another(tmp_path: Path) -> None:
+    write(tmp_path / "images", "b")
+    load_annotations(tmp_path, {})
+    content = json.loads((tmp_path / "cups.json").read_text())
+    content["images"].append({"id": 2, "file_name": "b.png", "width": 100, "height": 80})
+    (cup,) = content["annotations"]
+    del cup["segmentation"]
+    content["annotations"].append(cup | {"id": 2, "image_id": 2})
+    put(tmp_path / "boxes.json", json.dumps(content))
+    config = DataConfig(path=str(tmp_path), train="images", annotations={"train": ["cups.json", "boxes.json"]})
+    labelled = {record.path.stem: record.labels.labelled for record in load_split(config, "train").records}
+    assert labelled == {"a": {"detect", "segment"}, "b": {"detect"}}
+
+
+def test_an_id_that_one_file_gives_twice_stands_for_two_objects(tmp_path: Path) -> None:
+    split = load_annotations(tmp_path, {}, {"id": 1})
+    assert len(split.records[0].labels) == 2
+    assert split.problems.counts == {"annotation id given twice (both kept)": 1}
 
 
 @pytest.mark.parametrize("crowd", [1, "1", True])
@@ -504,6 +644,11 @@ def test_a_sigma_that_measures_nothing_is_named_with_its_line(small: Path, sigma
     put(small, small.read_text() + f"kpt_sigmas: [0.1, {sigma}]\n")
     with pytest.raises(ConfigError, match=r"small\.yaml:\d+: kpt_sigmas\.1: Input should be (greater than 0|a finite)"):
         load_split(small, "train")
+
+
+def test_a_polygon_a_little_off_the_image_is_clipped_to_it(small: Path) -> None:
+    put(small.parent / "labels/train/a.txt", "0 -.005 .5 1.005 .5 .5 1.009\n")
+    assert load_split(small, "train").records[0].labels.boxes_xyxy[0].tolist() == [0, 40, 100, 80]
 
 
 def test_polygons_without_a_suffix_are_masks_in_plain_labels(small: Path) -> None:

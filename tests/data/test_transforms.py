@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 from mtyolo.config.training import AugmentConfig
 from mtyolo.data.dataset import Dataset
 from mtyolo.data.formats.masks import polygons_to_rle
+from mtyolo.data.mosaic import View, draw_view, place_four
 from mtyolo.data.records import ImageRecord, Instance, Problems, Split, labels_of
-from mtyolo.data.transforms import Placement, clip_boxes, jitter_colour, mirror, still_seen
+from mtyolo.data.transforms import Placement, clip_boxes, jitter_colour, mirror, paste, still_seen
 
 ALL_TASKS = ("detect", "segment", "keypoint")
 DOTS = [(60, 50), (150, 120), (225, 60)]
@@ -142,6 +144,45 @@ def test_boxes_are_kept_by_size_and_share_as_counted_by_hand() -> None:
     # whole in view; a twentieth left; a fifth left; 1.5 pixels wide
     assert still_seen(whole, clipped).tolist() == [True, False, True, False]
     assert still_seen(whole[:0], clipped[:0]).tolist() == []
+    thin = np.array([[0, 0, 2.5, 240], [0, 0, 2.5, 260]], np.float32)  # 96 and 104 times as tall as wide
+    assert still_seen(thin, thin).tolist() == [True, False]
+
+
+def test_pixels_of_a_magnified_image_lie_between_those_of_the_image() -> None:
+    """To a fraction of a pixel, and without a dark rim."""
+    image = np.repeat(np.arange(20, 180, 40, dtype=np.uint8)[None, :, None], 3, 2).repeat(4, 0)
+    canvas = np.zeros((8, 8, 3), np.uint8)
+    paste(image, Placement(2.0, 0.0, 0.0, (0, 0, 8, 8)), canvas)
+    assert canvas[:, :, 0].tolist() == [[20, 30, 50, 70, 90, 110, 130, 140]] * 8
+
+
+def test_four_images_meet_in_the_middle_and_show_no_more_than_the_drawing() -> None:
+    random = np.random.default_rng(0)
+    meetings = []
+    for _ in range(200):
+        placed = place_four([(100, 100)] * 4, 100, View(0.25, 0.0, 0.0), random)
+        windows = np.array([placement.window for placement in placed])
+        assert windows.min() >= 0
+        assert windows.max() <= 50, "a quarter of a drawing of 200"
+        x, y = windows[0, 2:]
+        assert windows[1:].tolist() == pytest.approx(
+            np.array(
+                [[x, windows[1, 1], windows[1, 2], y], [windows[2, 0], y, x, windows[2, 3]], [x, y, *windows[3, 2:]]]
+            )
+        )
+        meetings.append((x, y))
+    low, high = np.min(meetings, 0), np.max(meetings, 0)
+    assert ((low >= 12.5) & (low < 14) & (high > 36) & (high <= 37.5)).all()
+
+
+def test_a_view_scales_and_shifts_both_ways() -> None:
+    random, augment = np.random.default_rng(0), AugmentConfig(scale=0.5, translate=0.1)
+    views = [draw_view(100, 80.0, augment, random) for _ in range(300)]
+    middles = [(view.left + 80 * view.gain, view.top + 80 * view.gain) for view in views]
+    for values, least, most in (([view.gain for view in views], 0.5, 1.5), (np.array(middles), 40, 60)):
+        span = most - least
+        assert least <= np.min(values) < least + span / 20
+        assert most - span / 20 < np.max(values) <= most
 
 
 def test_value_jitter_scales_brightness_and_leaves_hue(dotted: Split) -> None:
@@ -153,3 +194,20 @@ def test_value_jitter_scales_brightness_and_leaves_hue(dotted: Split) -> None:
     assert 230 < brightest.max() <= 255
     for draw in draws:
         assert draw[1] / draw[0] == pytest.approx(0.5, abs=0.03)
+
+
+def test_hue_and_saturation_turn_both_ways_as_far_as_they_may() -> None:
+    image, random = np.full((8, 8, 3), (200, 100, 100), np.uint8), np.random.default_rng(0)
+
+    def drawn(place: int, **jitter: float) -> np.ndarray:
+        """What 200 draws make of the hue (-0.5 to 0.5) or the saturation."""
+        augment = AugmentConfig(**NO_COLOUR | jitter)
+        colours = [jitter_colour(image, augment, random)[0, 0] / 255 for _ in range(200)]
+        found = np.array([colorsys.rgb_to_hsv(*colour)[place] for colour in colours])
+        return (found + 0.5) % 1 - 0.5 if place == 0 else found
+
+    turned, faded = drawn(0, hue=0.1), drawn(1, saturation=0.4)
+    assert turned.min() == pytest.approx(-0.1, abs=0.015)
+    assert turned.max() == pytest.approx(0.1, abs=0.015)
+    assert faded.min() == pytest.approx(0.3, abs=0.02)
+    assert faded.max() == pytest.approx(0.7, abs=0.02)

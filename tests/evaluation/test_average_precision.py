@@ -242,6 +242,25 @@ def test_points_count_up_to_their_similarity(with_mask: bool):
     assert metrics.similarity == pytest.approx(0.82, abs=1e-4)
 
 
+def test_the_area_in_the_json_goes_before_that_of_the_mask():
+    truth, moved = points_at((80, 80), (120, 120)), points_at((80, 80), (120, 120))
+    for point, sigma in enumerate(SIGMAS):
+        moved[0, point, 0] += off_by(0.82, 5000, sigma)
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    areas = np.array([5000], np.float32)
+    judge.add(found(BOX, keypoints=torch.from_numpy(moved)), masked_record(BOX, keypoints=truth, areas=areas))
+    assert judge.compute().similarity == pytest.approx(0.82, abs=1e-4)
+
+
+def test_points_of_a_crowd_are_neither_found_nor_missed():
+    truth = np.concatenate([points_at((80, 80), (120, 120)), points_at((200, 80), (240, 120))])
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    crowded = record(BOX, shifted(BOX, 120), crowd=[False, True], keypoints=truth)
+    judge.add(found(BOX, keypoints=torch.from_numpy(truth[:1])), crowded)
+    metrics = judge.compute()
+    assert (metrics.ap, metrics.objects, metrics.similarity) == (pytest.approx(1), 1, pytest.approx(1))
+
+
 def test_similarity_is_that_of_the_best_found_and_zero_where_nothing_was():
     judge = KeypointPrecision(NAMES, SIGMAS)
     truth = points_at((80, 80), (120, 120))

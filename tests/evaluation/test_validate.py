@@ -18,12 +18,14 @@ from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError, DataError
-from mtyolo.evaluation.pictures import comparison
-from mtyolo.evaluation.validate import validate
+from mtyolo.evaluation.masks import MaskPrecision
+from mtyolo.evaluation.pictures import _pictures, comparison
+from mtyolo.evaluation.validate import _Clock, _worth_judging, validate
 from mtyolo.model import Model
 from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch
 from mtyolo.tasks.keypoint.heatmaps import refine
+from mtyolo.tasks.select import Selection
 
 SMALL = 64
 """Pixels: where only the bookkeeping is tested."""
@@ -98,6 +100,18 @@ def test_only_detections_that_count_get_points(three_tasks: Model, val: Split, m
     assert max(placed) > 20
     assert found.tasks["keypoint"].similarity == pytest.approx(everything.tasks["keypoint"].similarity, abs=1e-6)
     assert repr(found.tasks) == repr(everything.tasks), "in words, as NaN equals nothing"
+
+
+def test_masks_are_judged_for_the_best_hundred():
+    kept = Selection(*(torch.arange(150.0) for _ in Selection._fields))
+    assert torch.equal(_worth_judging(MaskPrecision({0: "thing"}), kept).rows, torch.arange(100.0))
+
+
+def test_seconds_are_those_of_an_image():
+    clock = _Clock(torch.device("cpu"))
+    clock.lap("forward", images=4)
+    clock.spent["forward"] = 2.0
+    assert clock.seconds_per_image() == {"forward": 0.5}
 
 
 def test_images_that_are_not_labelled_for_a_task_do_not_count_for_it(three_tasks: Model, val: Split):
@@ -224,6 +238,18 @@ def test_the_picture_shows_truth_and_prediction_of_each_image(three_tasks: Model
     assert picture.dtype == np.uint8
     assert picture.shape[0] > 2 * 480, "two rows of two pairs"
     assert picture.shape[1] > 4 * 480
+
+
+def test_pictures_are_spread_over_the_split(three_tasks: Model, val: Split, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Split] = []
+
+    def noted(split: Split, size: int):
+        seen.append(split)
+        return _pictures(split, size)
+
+    monkeypatch.setattr("mtyolo.evaluation.pictures._pictures", noted)
+    comparison(three_tasks, val, size=64, count=3)
+    assert [record.path for record in seen[0].records] == [val.records[number].path for number in (0, 20, 39)]
 
 
 @pytest.mark.parametrize(

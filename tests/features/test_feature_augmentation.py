@@ -26,6 +26,7 @@ from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.views import draw
 from mtyolo.features.writer import extract
+from mtyolo.geometry import PADDING_GREY
 from mtyolo.structures import Batch
 
 MakeStore = Callable[..., FeatureStore]
@@ -187,8 +188,9 @@ def test_a_mirror_is_that_of_the_pixel_pipeline(store: FeatureStore, split: Spli
     torch.testing.assert_close(mine.keypoints, theirs.keypoints)
 
 
-def test_the_boxes_of_a_view_lie_where_its_pixels_show_the_object(tmp_path: Path) -> None:
-    """A white rectangle on black, found again in every view."""
+@pytest.fixture
+def rectangle(tmp_path: Path) -> Split:
+    """One image: a white rectangle on black."""
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "labels/train").mkdir(parents=True)
     picture = np.zeros((200, 320, 3), np.uint8)
@@ -198,24 +200,111 @@ def test_the_boxes_of_a_view_lie_where_its_pixels_show_the_object(tmp_path: Path
     (tmp_path / "data.yaml").write_text(
         yaml.safe_dump({"path": str(tmp_path), "train": "images/train", "names": ["thing"]})
     )
-    split = load_split(tmp_path / "data.yaml", "train")
-    extract(TinyExtractor(), [split], tmp_path / "store", 160, ExtractOptions(views=9))
-    store = FeatureStore.open(tmp_path / "store")
-    drawn = draw(split.records[0], "0.png", 160, 9, mirror=True)
-    dataset = StoreDataset(store, split, NOTHING)
+    return load_split(tmp_path / "data.yaml", "train")
+
+
+@pytest.fixture
+def views(tmp_path: Path, rectangle: Split) -> FeatureStore:
+    """Nine views of it."""
+    extract(TinyExtractor(), [rectangle], tmp_path / "store", 160, ExtractOptions(views=9))
+    return FeatureStore.open(tmp_path / "store")
+
+
+def edges_of(brightness: np.ndarray) -> Tensor:
+    rows, columns = np.where(brightness > 0.7 * brightness.max())
+    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+
+
+def edges_in(batch: Batch) -> Tensor:
+    (box,) = batch.targets.boxes_cxcywh * 160
+    return torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
+
+
+def test_the_boxes_of_a_view_lie_where_its_pixels_show_the_object(views: FeatureStore, rectangle: Split) -> None:
+    drawn = draw(rectangle.records[0], "0.png", 160, 9, mirror=True)
+    dataset = StoreDataset(views, rectangle, NOTHING)
     assert {view.mirrored for view in drawn.row.views} == {True, False}
     for view in range(9):
-        batch = item(dataset, Picture((store.whole(0, view),)), 0)
-        brightness = drawn.images[view].mean(2)
-        rows, columns = np.where(brightness > 0.7 * brightness.max())
-        expected = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-        (box,) = batch.targets.boxes_cxcywh * 160
-        edges = torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
-        torch.testing.assert_close(edges, expected, rtol=0, atol=1.5)
+        batch = item(dataset, Picture((views.whole(0, view),)), 0)
+        expected = edges_of(drawn.images[view].mean(2))
+        torch.testing.assert_close(edges_in(batch), expected, rtol=0, atol=1.5)
         pixels = torch.from_numpy(drawn.images[view]).permute(2, 0, 1)[None].float() / 255
         assert batch.pyramid is not None
         with torch.no_grad():
             torch.testing.assert_close(batch.pyramid[8], TinyExtractor()(pixels)[8], rtol=2e-3, atol=2e-3)
+
+
+def test_pixels_beside_features_are_those_of_the_same_view(views: FeatureStore, rectangle: Split) -> None:
+    drawn = draw(rectangle.records[0], "0.png", 160, 9, mirror=True)
+    dataset = StoreDataset(views, rectangle, NOTHING, pixels=True)
+    for view in range(9):
+        images = item(dataset, Picture((views.whole(0, view),)), 0).images
+        assert images is not None
+        assert (images[0].permute(1, 2, 0).numpy() == drawn.images[view]).all()
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 1), (0, -1), (1, 0), (-1, -1)])
+def test_boxes_move_with_a_view_that_is_shifted(views: FeatureStore, rectangle: Split, down: int, right: int) -> None:
+    images = draw(rectangle.records[0], "0.png", 160, 9, mirror=True).images
+    brightness = torch.from_numpy(images).float().mean(3)[:, None]
+    dataset, seen = StoreDataset(views, rectangle, NOTHING), 0
+    for view in range(9):
+        piece = shifted(0, view, 5, down, right)
+        batch = item(dataset, Picture((piece,)), 0)
+        if len(batch.targets.classes):
+            expected = edges_of(paste(Picture((piece._replace(row=view),)), brightness, 32)[0].numpy())
+            torch.testing.assert_close(edges_in(batch), expected, rtol=0, atol=1.5)
+            seen += 1
+    assert seen > 6
+
+
+def test_views_are_coloured_each_in_its_own_way(rectangle: Split) -> None:
+    brightest = draw(rectangle.records[0], "0.png", 160, 9, mirror=True).images.max((1, 2, 3))
+    assert brightest[0] == 255
+    assert len(set(brightest)) > 4
+
+
+def test_an_image_that_is_of_another_size_than_its_record_counts_as_damaged(
+    rectangle: Split, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = replace(rectangle.records[0], height=320, width=200)
+    drawn = draw(record, "0.png", 160, 2, mirror=True)
+    assert not drawn.row.usable
+    assert (drawn.images == PADDING_GREY).all()
+    assert "is 320x200, was 200x320; stored as an image without labels" in caplog.text
+
+
+def test_a_damaged_image_teaches_nothing_and_neither_do_its_mosaics(tmp_path: Path, labelled: Split) -> None:
+    path = labelled.records[0].path
+    path.write_bytes(path.read_bytes()[:60])
+    extract(TinyExtractor(), [labelled], tmp_path / "store", 128)
+    store = FeatureStore.open(tmp_path / "store")
+    plain = StoreDataset(store, labelled)[0].targets
+    assert len(plain.classes) == 0
+    assert not any(flags.any() for flags in plain.labelled.values())
+    dataset = StoreDataset(store, labelled, only(mosaic=1.0))
+    for epoch in range(12):
+        damaged = 0 in {piece.row for piece in dataset._picture(epoch, 1).pieces}
+        flags = dataset[(epoch, 1)].targets.labelled
+        assert {task: bool(flag) for task, flag in flags.items()} == dict.fromkeys(flags, not damaged)
+
+
+def test_the_plain_view_keeps_objects_of_a_pixel_as_evaluation_does(tmp_path: Path, rectangle: Split) -> None:
+    (tmp_path / "labels/train/0.txt").write_text("0 0.5 0.5 0.002 0.002")
+    split = load_split(tmp_path / "data.yaml", "train")
+    extract(TinyExtractor(), [split], tmp_path / "store", 160)
+    targets = StoreDataset(FeatureStore.open(tmp_path / "store"), split)[0].targets
+    torch.testing.assert_close(targets.boxes_cxcywh, collate([Dataset(split, 160)[0]]).targets.boxes_cxcywh)
+
+
+def test_masks_are_kept_as_far_as_memory_allows(larger: FeatureStore, labelled: Split) -> None:
+    dataset = StoreDataset(larger, labelled)
+    dataset.labels.left = 2 * 64 * 64 // 8  # of one image: two masks at half its size, a bit a pixel
+    first = [dataset[index].targets.masks for index in range(4)]
+    assert list(dataset.labels.packed) == [0]
+    for index, masks in enumerate(first):
+        assert masks is not None
+        assert torch.equal(dataset[index].targets.masks, masks)
 
 
 def test_items_depend_only_on_seed_epoch_and_index(larger: FeatureStore, labelled: Split) -> None:
@@ -251,6 +340,29 @@ def test_pieces_of_a_mosaic_fill_the_input_without_overlap() -> None:
                 assert piece.source.top + piece.source.height <= cells
                 assert piece.source.left + piece.source.width <= cells
             assert (filled == 1).all()
+
+
+def test_mosaics_take_any_view_part_and_place() -> None:
+    random = np.random.default_rng(0)
+    mosaics = [arrange((0, 1, 2, 3), 3, 8, only(mosaic=1.0), random).pieces for _ in range(200)]
+    first = [piece for pieces in mosaics for piece in pieces if piece.row == 0]
+    assert {piece.view for piece in first} == {0, 1, 2}
+    assert {(piece.top > 0, piece.left > 0) for piece in first} == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+    # Each side between a quarter and three quarters, taken from anywhere.
+    assert {piece.source.height for piece in first} == {piece.source.width for piece in first} == set(range(2, 7))
+    assert {piece.source.top for piece in first} == {piece.source.left for piece in first} == set(range(7))
+
+
+def test_shifts_go_both_ways() -> None:
+    random = np.random.default_rng(0)
+    pieces = [arrange((0,), 1, 10, only(translate=0.2), random).pieces[0] for _ in range(200)]
+    moves = np.array([(piece.top - piece.source.top, piece.left - piece.source.left) for piece in pieces])
+    assert set(moves[:, 0]) == set(moves[:, 1]) == set(range(-2, 3))
 
 
 def test_what_needs_pixels_is_refused_only_when_somebody_asked_for_it() -> None:

@@ -106,6 +106,20 @@ def test_what_a_store_does_not_know_is_refused_and_what_can_not_be_read_is_count
     assert problems.counts == {"image without features": 1, "unreadable image": 1}
 
 
+def test_a_picture_that_could_not_be_read_when_its_features_were_made_is_not_predicted(
+    given: Model, folder: Path, make_store: MakeStore
+) -> None:
+    store = make_store().directory
+    path = shard_path(store, "train", 0)
+    rows, tensors = read_contents(path).rows, load_file(path)
+    rows[3] = rows[3].model_copy(update={"usable": False})
+    write_shard(path, tensors, Contents(rows=rows))
+    problems = Problems()
+    assert len(predict(given, folder, features=store, problems=problems)) == 9
+    (problem,) = problems.examples["unreadable image"]
+    assert str(problem) == f"{folder}/0003.png: could not be read when its features were made"
+
+
 def test_a_damaged_store_is_not_the_pictures_fault(given: Model, folder: Path, make_store: MakeStore) -> None:
     store = make_store().directory
     for shard in store.rglob("*.safetensors"):

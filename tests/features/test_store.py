@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,11 @@ from mtyolo.data.records import Split
 from mtyolo.data.split import load_split
 from mtyolo.errors import ConfigError, MtyoloError, StoreError
 from mtyolo.features.dataset import make_store_loader
+from mtyolo.features.index import SplitIndex
 from mtyolo.features.planning import ExtractOptions
 from mtyolo.features.reader import FeatureStore
 from mtyolo.features.residency import Residency
+from mtyolo.features.shards import Contents, Row, read_contents, write_shard
 from mtyolo.features.verify import info, verify
 from mtyolo.features.writer import extract
 
@@ -126,9 +129,20 @@ def test_a_manifest_half_written_by_a_killed_process_goes(make_store: MakeStore,
 def test_a_second_extraction_writes_nothing(make_store: MakeStore, split: Split) -> None:
     store = make_store()
     before = contents(store.directory)
-    written = extract(TinyExtractor(), [split], store.directory, SIZE, ExtractOptions(batch=4))
-    assert (written.shards, written.kept) == (0, 3)
+    told: list[int] = []
+    options = ExtractOptions(batch=4)
+    written = extract(TinyExtractor(), [split], store.directory, SIZE, options, report=told.append)
+    assert (written.images, written.shards, written.kept) == (0, 0, 3)
+    assert sum(told) == 10, "what is kept is done, too"
     assert contents(store.directory) == before
+
+
+def test_shards_beyond_the_last_go_when_the_data_has_become_less(make_store: MakeStore, split: Split) -> None:
+    store, fewer = make_store(), replace(split, records=split.records[:5])
+    extract(TinyExtractor(), [fewer], store.directory, SIZE, ExtractOptions(batch=4))
+    left = sorted(path.name for path in (store.directory / "train").iterdir())
+    assert left == ["00000.safetensors", "00001.safetensors"]
+    assert verify(store.directory, [fewer]) == []
 
 
 def flip_byte(path: Path, position: int) -> None:
@@ -162,6 +176,10 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1000)
 
 
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -173,6 +191,7 @@ def empty(path: Path) -> None:
         (flip_header, "damaged or not understood"),
         (flip_padding, "bytes changed|checksum"),
         (truncate, "cut off: .* expected"),
+        (lengthen, "too long: .* expected"),
         (empty, "cut off: 0 bytes"),
         (Path.unlink, "missing"),
     ],
@@ -208,6 +227,34 @@ def test_every_single_byte_of_a_shard_is_guarded(make_store: MakeStore) -> None:
         assert len(verify(store.directory)) == 1, f"byte {position}"
         path.write_bytes(whole)
     assert verify(store.directory) == []
+
+
+@pytest.mark.parametrize("tensor", ["8", "8.low", "8.step"])
+def test_values_that_are_not_finite_are_found_in_ranges_and_in_all_views(make_store: MakeStore, tensor: str) -> None:
+    directory = make_store(dtype="int8" if "." in tensor else "fp16", views=2).directory
+    path = directory / "train" / "00001.safetensors"
+    table, tensors = read_contents(path), load_file(path)
+    tensors[tensor][5] = np.nan  # the second view of the third image
+    write_shard(path, tensors, table)
+    (problem,) = verify(directory)
+    assert "the features of 1 of 4 images are not finite, first of 0006.png" in problem
+
+
+def test_another_picture_of_equal_length_and_time_is_found_by_verify(make_store: MakeStore, split: Split) -> None:
+    store, path = make_store(), split.records[5].path
+    status, whole = path.stat(), path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    check(OnTiny(TinyExtractor()), store.directory, split, SIZE)
+    (problem,) = verify(store.directory, [split])
+    assert "0005.png: its content differs" in problem
+
+
+def test_the_row_of_an_image_is_that_of_the_longest_name() -> None:
+    rows = [Row(name=name, height=4, width=4) for name in ("b/0.png", "0.png", "a/b/0.png")]
+    index = SplitIndex("train", [Contents(rows=rows)], made_here=False)
+    found = [index.find(Path(path)) for path in ("/data/a/b/0.png", "/data/b/0.png", "/data/c/0.png", "/data/1.png")]
+    assert found == [2, 0, 1, None]
 
 
 def test_a_shard_of_another_store_is_refused(make_store: MakeStore, split: Split, tmp_path: Path) -> None:

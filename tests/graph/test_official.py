@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtyolo.errors import CheckpointError
-from mtyolo.graph.official import read_official
+from mtyolo.graph.official import read_official, read_pickled
 
 
 def test_the_official_file_is_read(test_data: Path) -> None:
@@ -27,6 +27,18 @@ def test_the_official_file_is_read(test_data: Path) -> None:
 def test_other_families_are_refused_by_name(test_data: Path) -> None:
     with pytest.raises(CheckpointError, match="not a classic YOLOv5 checkpoint"):
         read_official(test_data / "weights/yolo11n-pose.pt")
+
+
+def test_of_a_stopped_training_the_averaged_weights_are_taken(tmp_path: Path) -> None:
+    models = []
+    for value in (1.0, 2.0):
+        model = torch.nn.Module()
+        model.yaml, model.names, model.model = {}, ["thing"], torch.nn.Sequential(torch.nn.Linear(1, 1))
+        model.model[0].bias.data.fill_(value)
+        models.append(model)
+    for content, value in (({"model": models[0], "ema": models[1]}, 2), ({"model": models[0], "ema": None}, 1)):
+        torch.save(content, tmp_path / "last.pt")
+        assert read_pickled(tmp_path / "last.pt").tensors["model.0.bias"].tolist() == [value]
 
 
 class Bomb:

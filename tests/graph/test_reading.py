@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from mtyolo.config.model import shipped_configs
 from mtyolo.errors import ConfigError
 from mtyolo.graph.network import Graph, default_entry
-from mtyolo.graph.reading import make_activation, read_graph
+from mtyolo.graph.reading import make_activation, read_graph, scaled_channels
 
 GIVEN_BY_USERS = Path(__file__).parent / "graphs"
 
@@ -30,6 +32,20 @@ def test_strides_and_channels_are_known_for_every_layer_without_running() -> Non
     assert [tuple(levels[layer]) for layer in (0, 4, 6, 9, 17, 20, 23)] == [
         (2, 16), (8, 64), (16, 128), (32, 256), (8, 64), (16, 128), (32, 256),
     ]  # fmt: skip
+
+
+def test_channels_are_rounded_up_to_a_multiple_of_eight() -> None:
+    scaled = [scaled_channels(channels, width) for channels, width in ((64, 0.25), (72, 0.25), (64, 0.05), (64, 1.0))]
+    assert scaled == [16, 24, 8, 64]
+
+
+def test_of_two_layers_of_one_stride_that_the_neck_takes_the_later_counts(tmp_path: Path) -> None:
+    graph = Graph(read_graph(write(tmp_path, "[[-1, 4], 1, Concat", "[[-1, 3, 4], 1, Concat"))).eval()
+    seen: list[Tensor] = []
+    graph.layers["4"].register_forward_hook(lambda layer, given, output: seen.append(output))
+    taken = graph.run(torch.rand(1, 3, 64, 64), {})[1]
+    assert list(taken) == [8, 16, 32]
+    assert taken[8] is seen[0]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,22 @@ def test_a_stream_reads_no_further_than_it_is_asked(official: Model, test_data: 
     assert told == [(1, 2), (2, 2)]
 
 
+def test_the_last_batch_may_be_smaller_and_progress_says_so(official: Model, test_data: Path):
+    told: list[tuple[int, int]] = []
+    pictures = [test_data / "images/bus.jpg"] * 3
+    assert len(predict(official, pictures, size=64, batch=2, progress=lambda *counts: told.append(counts))) == 3
+    assert told == [(2, 3), (3, 3)]
+
+
+def test_limit_and_overlap_are_those_that_are_asked_for(official: Model, test_data: Path):
+    path = test_data / "images/bus.jpg"
+    (usual,) = predict(official, path, size=320)
+    (few,) = predict(official, path, size=320, limit=2)
+    (overlapping,) = predict(official, path, size=320, iou=0.95)
+    assert torch.equal(few.boxes, usual.boxes[:2])
+    assert len(overlapping) > len(usual) > 2
+
+
 def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: Model, test_data: Path):
     official.train()
     try:

@@ -58,6 +58,11 @@ def test_a_file_may_have_brackets_in_its_name(folder: Path):
     assert names(str(folder / "odd[1].png")) == ["odd[1].png"]
 
 
+def test_a_tilde_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert names(["~/a.JPG", "~/deep", Path("~/b*.png")]) == ["a.JPG", "c.png", "b.png"]
+
+
 def test_a_list_keeps_its_order(folder: Path):
     assert names([folder / "b.png", str(folder / "deep"), folder / "a.JPG"]) == ["b.png", "c.png", "a.JPG"]
 

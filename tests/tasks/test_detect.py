@@ -115,6 +115,16 @@ def test_of_two_objects_in_one_cell_the_later_one_sets_the_objectness() -> None:
     assert wanted[0] == pytest.approx(0.5 - aspect * aspect / (aspect + 0.5), abs=1e-4)
 
 
+@pytest.mark.parametrize(("levels", "balance"), [(3, 5.4), (4, 5.31), (6, 5.35)])
+def test_levels_weigh_as_in_the_official_loss(levels: int, balance: float) -> None:
+    maps = [torch.zeros(1, 1, 4, 4, 7)] * levels
+    empty = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    anchors, strides = torch.ones(levels, 1, 2), [8] * levels
+    assignment = assign(anchors, strides, [(4, 4)] * levels, empty)
+    found = detect_loss(maps, assignment, empty, anchors, strides, LossGains(objectness=1))
+    assert found["detect.objectness"].item() == pytest.approx(balance * math.log(2))
+
+
 def test_gains_scale_as_in_the_official_trainer() -> None:
     gains = official_gains(LossGains(), classes=20, size=320, levels=4)
     assert gains.box == pytest.approx(0.05 * 3 / 4)

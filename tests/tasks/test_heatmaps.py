@@ -130,6 +130,7 @@ def test_points_of_tiny_and_of_no_boxes_are_finite() -> None:
     boxes = torch.tensor([[64.0, 48, 0, 0], [3, 3, 0.5, 90]])
     logits = windows(torch.randn(1, 2, 12, 16), torch.tensor([0, 0]), boxes, SIZE)
     assert refine(torch.randn(2, 2, 2) * 1e4, boxes, logits, SIGMAS).isfinite().all()
+    assert all(part.isfinite().all() for part in place(torch.randn(2, 2, 2), boxes, SIGMAS, LABEL_SPREAD))
     none = windows(torch.randn(1, 2, 12, 16), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), SIZE)
     assert refine(torch.zeros(0, 2, 2), torch.zeros(0, 4), none, SIGMAS).shape == (0, 2, 2)
 

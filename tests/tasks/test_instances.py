@@ -87,6 +87,20 @@ def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None
     assert found.keypoints[0, :, 2].round().tolist() == [1, 0, 1]
 
 
+def test_how_exactly_points_are_placed_decides_how_far_heatmaps_move_them(scene: Scene) -> None:
+    heatmaps, scene = scene.outputs.keypoint.heatmaps, planted(scene)
+    outputs = scene.outputs._replace(keypoint=scene.outputs.keypoint._replace(heatmaps=heatmaps))
+
+    def points(sigmas: list[float] | None) -> torch.Tensor:
+        keypoint = KeypointConfig(sigmas=sigmas)
+        with torch.no_grad():
+            found = instances(outputs, scene.anchors, scene.strides, size=SIZE, keypoint=keypoint)
+        return found[2].keypoints
+
+    assert torch.equal(points(None), points([1 / POINTS] * POINTS))
+    assert not torch.allclose(points(None), points([0.02] * POINTS), atol=1)
+
+
 @pytest.mark.parametrize(("classes", "visible"), [(None, [1, 0, 1]), ([2, 4], [1, 0, 1]), ([0, 1], [0, 0, 0])])
 def test_points_of_classes_that_have_none_are_not_visible(
     scene: Scene, classes: list[int] | None, visible: list[int]

@@ -163,3 +163,16 @@ def test_points_of_a_fresh_branch_lie_close_to_their_boxes_centre() -> None:
     maps = KeypointBranch((Level(8, 64),), 3, 17)({8: torch.randn(4, 64, 10, 10)}).points
     offsets = maps[0].unflatten(-1, (-1, 3))[..., :2]  # in boxes
     assert 0 < offsets.abs().mean() < 0.1
+
+
+def test_points_that_are_never_or_always_labelled_start_neither_lost_nor_certain() -> None:
+    branch = KeypointBranch((Level(8, 16),), 1, 2, heatmaps=False)
+    branch.start_at(torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
+    assert branch.layers[0].bias.view(2, 3)[:, 2].sigmoid().tolist() == pytest.approx([0.01, 0.99])
+
+
+def test_the_order_of_levels_in_a_pyramid_does_not_matter() -> None:
+    branch = KeypointBranch((Level(8, 16), Level(16, 24)), 1, 2).eval()
+    fused = {8: torch.rand(1, 16, 8, 8), 16: torch.rand(1, 24, 4, 4)}
+    for one, other in zip(branch(fused), branch({16: fused[16], 8: fused[8]}), strict=True):
+        torch.testing.assert_close(one, other)

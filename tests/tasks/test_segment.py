@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scene import Scene, make_scene
+from scene import HEIGHT, WIDTH, Scene, make_scene
 
 from mtyolo.config.training import LossGains
-from mtyolo.structures import Letterbox, Level, MaskOutputs
+from mtyolo.structures import Assignment, Letterbox, Level, MaskOutputs, Matches
 from mtyolo.tasks.anchors import assign
 from mtyolo.tasks.segment import loss as segment_module
 from mtyolo.tasks.segment.branch import SegmentBranch
@@ -104,6 +104,18 @@ def test_masks_of_another_size_than_the_prototypes_are_resized(scene: Scene) -> 
     loss = mask_loss(scene)
     scene.targets.masks = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
     torch.testing.assert_close(loss, mask_loss(scene))
+
+
+def test_a_box_smaller_than_a_mask_pixel_costs_what_that_pixel_costs(scene: Scene) -> None:
+    targets, zero = scene.targets, torch.zeros(1, dtype=torch.int64)
+    targets.image_index[0] = 0
+    targets.boxes_cxcywh[0] = torch.tensor([30 / WIDTH, 22 / HEIGHT, 2 / WIDTH, 2 / HEIGHT])
+    targets.masks[0, 5, 7] = 1
+    one = Matches(*[zero] * 5, torch.ones(1, 4))
+    none = Matches(*(part[:0] for part in one))
+    loss = segment_loss(scene.outputs.segment, Assignment([one, none, none]), targets, GAINS)
+    logit = scene.outputs.segment.coefficients[0][0, 0, 0, 0] @ scene.outputs.segment.prototypes[0, :, 5, 7]
+    torch.testing.assert_close(loss["segment.mask"], torch.nn.functional.softplus(-logit))
 
 
 def test_prototype_network_has_the_official_number_of_parameters() -> None:

@@ -55,6 +55,14 @@ def test_the_limit_keeps_the_best() -> None:
     assert torch.equal(cut.rows, full.rows[:5])
 
 
+def test_only_the_best_candidates_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = select(decoded_rows(), 0.1, iou=1.0)[0]
+    monkeypatch.setattr("mtyolo.tasks.select.CANDIDATES", 7)
+    few = select(decoded_rows(), 0.1, iou=1.0)[0]
+    assert len(full.rows) > 7
+    assert torch.equal(few.rows, full.rows[:7])
+
+
 def test_nothing_above_the_confidence_gives_an_empty_selection() -> None:
     kept = select(decoded_rows(), confidence=0.999)[0]
     assert kept.boxes_xyxy.shape == (0, 4)

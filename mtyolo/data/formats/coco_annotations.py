@@ -125,10 +125,11 @@ def _instance(
         return None
     box, segment = annotation.get("bbox"), None
     corners = None if box is None else _clipped(box, image)
-    if known is not None and corners == known.box_xyxy:
+    outline = annotation.get("segmentation")
+    if outline and known is not None and known.segment is not None and corners == known.box_xyxy:
         segment = known.segment  # both files hold the same outline; reading it once saves most of the time
-    elif annotation.get("segmentation"):
-        rle = segmentation_to_rle(annotation["segmentation"], image.height, image.width)
+    elif outline:
+        rle = segmentation_to_rle(outline, image.height, image.width)
         if isinstance(rle, str):
             skip("mask that can not be used (the box stays)", rle)
         else:
