@@ -162,7 +162,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
-            hand_over(state.learned, work.distiller)
+            hand_over(state.learned, work.distiller, state.run.out)
             begin_stage(state, stage, work, tools)
         saved = None
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
@@ -170,7 +170,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
                 train_epoch(state, stage, work, tools)
                 end_epoch(state, stage, work, tools)
         work.guard.end_stage()
-        state.learned |= learned_by(work.distiller)
+        state.learned |= learned_by(work.distiller, state.run.out)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()

@@ -143,6 +143,35 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
         assert all(torch.equal(value, other[name]) for name, value in one.items()), weights
 
 
+def test_a_run_that_was_moved_between_two_stages_of_one_assistant_ends_in_the_same_weights(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first has learned of the assistant's features goes on in the second."""
+    from mtyolo.training import train as loop
+
+    plan, begin, begun = plan_of(teacher, epochs=1), loop.begin_stage, []
+    plan["stages"] = [stage_from("medium", name, epochs=1) for name in ("first", "second")]
+    for stage in plan["stages"]:
+        stage["distill"]["teachers"][0]["features"] = [{"method": "mgd"}]
+    whole = run_plan(plan, shapes, tmp_path / "whole", epochs=2)
+
+    def killed(*arguments: Any) -> None:
+        begun.append(1)
+        if len(begun) == 3:  # the assistant's stage was the first
+            raise KeyboardInterrupt
+        begin(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "begin_stage", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan, shapes, tmp_path / "cut", epochs=2)
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    moved = train(resume=tmp_path / "moved", progress=False)
+    assert moved.results == whole.results
+    one, other = load_file(whole.last), load_file(moved.last)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_a_signal_after_an_assistants_last_step_stops_before_the_student(
     teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
