@@ -109,7 +109,7 @@ def train_in_group(
     opened = data or settings.opened_data()
     whole = open_splits(opened, model)
     splits = with_lessons(whole, model)
-    labelled = splits[0].tasks
+    labelled = splits[0].taught
     stages = plan_stages(plan, config, model, labelled)
     refuse_unlabelled(stages[saved["position"]["stage"] if saved else 0 :], model, splits[0], opened)
     if not saved:
