@@ -165,7 +165,9 @@ class Split:
         for record in self.records:
             labels = record.labels
             found.update(f"{record.path.name} {record.height}x{record.width} {sorted(labels.labelled)}".encode())
-            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes())
+            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes() + labels.crowd.tobytes())
+            found.update(repr(labels.segments).encode())
+            found.update(b"" if labels.keypoints is None else labels.keypoints.tobytes())
         return found.hexdigest()
 
     def count(self, task: str) -> int:

@@ -37,8 +37,8 @@ class RunState:
     ema: Ema
     run: Run
     settings: Settings
-    data: str = ""
-    """Fingerprint of the training split."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Name -> fingerprint."""
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
@@ -59,7 +59,7 @@ class RunState:
         """Write everything to the run's folder. work: None between stages."""
         content = {
             "settings": asdict(self.settings),
-            "data": self.data,
+            "splits": self.splits,
             "model": self.model.state_dict(),
             "extractor": extractor.identity if isinstance(extractor := self.model.extractor, GivenFeatures) else {},
             "ema": self.ema.state_dict(),
@@ -90,10 +90,11 @@ class RunState:
         if saved["work"] is not None:
             try:
                 work.load_state_dict(saved["work"])
-            except ValueError as error:
+            except (ValueError, RuntimeError, KeyError) as error:
                 raise CheckpointError(
-                    f"{self.run.out}: this stage was begun with other parts, by another version of mtyolo ({error}); "
-                    f"begin anew with --weights {self.run.last}"
+                    f"{self.run.out}: this stage was begun with other parts: with labels for other tasks, or by "
+                    f"another version of mtyolo ({' '.join(str(error).split())}); put the labels back, or begin anew "
+                    f"with --weights {self.run.last}"
                 ) from None
             set_random_states(saved["random"])
 

@@ -121,12 +121,12 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
-        state.data = whole[0].fingerprint()
+        state.splits = {split.name: split.fingerprint() for split in whole if split is not None}
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown).say
         if not followed:
             say_problems(splits, say)
-        say_change(saved, state.data, say)
+        say_change(saved, state.splits, say)
         if plan.assistants:
             learn = partial(train_in_group, data=opened, judge=judge, progress=progress, own=own, followed=True)
             assistants = Assistants(state, whole[0], opened, config, learn, say, own)

@@ -25,7 +25,9 @@ def refuse_unlabelled(stages: Sequence[Stage], model: Model, split: Split, data:
         wrong = f"no image is labelled for {tasks}, from which stage {bare.name!r} learns"
     elif reading and split.tasks and split.shows_nothing:
         first, but = reading[0].name, " but of crowd regions" * any(len(record.labels) for record in split.records)
-        wrong = f"no label{but} in the whole split, and stage {first!r} learns from labels: all would pass for background"
+        wrong = (
+            f"no label{but} in the whole split, and stage {first!r} learns from labels: all would pass for background"
+        )
     else:
         return
     raise DataError(f"{_place(data, split)}: {split.name}: {wrong}; {_remedy(data, split, model)}")
