@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mtyolo.config.strict import Positive, Strict
+from mtyolo.config.strict import PathText, Positive, Strict
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -65,10 +65,10 @@ class GroupsConfig(Strict):
 class TeacherConfig(Strict):
     """One teacher and what is learned from it."""
 
-    weights: str
+    weights: PathText
     """Weights that mtyolo wrote, an official .pt, an ultralytics detect, segment or pose .pt, a file of its tensors
     as .safetensors (then name `graph`), or a folder of saved outputs."""
-    graph: str | None = None
+    graph: PathText | None = None
     """For plain tensors: the ultralytics YAML that they belong to, such as yolov8n.yaml."""
     size: Positive | None = None
     """Side of the teacher's input in pixels. Default: the student's."""
@@ -85,7 +85,7 @@ class TeacherConfig(Strict):
     cache: bool | Positive = False
     """true: outputs stay on disk; for pictures without random augmentation, or the views of a feature store. A number:
     for so many draws of the augmentation, which then repeat."""
-    folder: str | None = None
+    folder: PathText | None = None
     """Of the cache; `<teacher>` in it becomes a hash of what the teacher is. Default: runs/teachers/<teacher>."""
 
     @model_validator(mode="after")

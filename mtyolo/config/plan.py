@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside, shipped_configs, whole_path
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
-from mtyolo.config.strict import Positive, Strict
+from mtyolo.config.strict import PathText, Positive, Strict
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 
@@ -147,9 +147,9 @@ class AssistantConfig(Stages):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     """What a teacher's `weights` call it."""
-    model: str | dict[str, Any]
+    model: PathText | dict[str, Any]
     """A model file, one that ships with mtyolo by its name, or its content; for the student's classes and points."""
-    weights: str | None = None
+    weights: PathText | None = None
     """An official checkpoint to begin from. Default: what the model file says."""
     epochs: Positive | None = None
     """Default: the run's."""

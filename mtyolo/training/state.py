@@ -15,7 +15,7 @@ from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.distill.handover import Learned
-from mtyolo.errors import CheckpointError
+from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
@@ -135,6 +135,11 @@ def make_state(
 ) -> RunState:
     """At its start, or as it was saved: the model on its device, alike in all processes, and the random states."""
     config = TrainConfig.model_validate_json(settings.config)
+    if model.dtype != torch.float32:
+        raise ConfigError(
+            f"model: its weights are {model.dtype}, and float32 is what trains: give model.float(); the config's "
+            "precision, bf16 or fp16, computes in half"
+        )
     set_seed(config.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if saved is None:
