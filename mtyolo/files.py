@@ -134,10 +134,14 @@ def _locked(descriptor: int) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "the disk may be full: " + next(
+        (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return "give it a shorter name"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "a file stands where its folder would be: name another place"
     return "make room, or see to the folder's rights, and go on"
