@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -142,6 +144,24 @@ class DistillConfig(Strict):
     def tasks(self) -> set[str]:
         """Whose branches learn from some teacher."""
         return {task for teacher in self.teachers for task in teacher.tasks}
+
+    def taught_by(self, weights: Mapping[str, str]) -> DistillConfig:
+        """The same with other teachers: `weights` as they stand -> those to take."""
+        return self._with_teachers(lambda teacher: {"weights": weights.get(teacher.weights, teacher.weights)})
+
+    def caching_in(self, start: Path) -> DistillConfig:
+        """The same with whole paths of the folders that outputs are kept in. start: where relative ones begin."""
+        return self._with_teachers(
+            lambda teacher: {"folder": str(start / (teacher.folder or CACHE))} if teacher.cache else {}
+        )
+
+    def without_cache(self) -> DistillConfig:
+        """The same, nothing of which is kept on disk."""
+        return self._with_teachers(lambda teacher: {"cache": False})
+
+    def _with_teachers(self, change: Callable[[TeacherConfig], dict[str, Any]]) -> DistillConfig:
+        teachers = [teacher.model_copy(update=change(teacher)) for teacher in self.teachers]
+        return self.model_copy(update={"teachers": teachers})
 
     @property
     def teaches_classes(self) -> bool:

@@ -226,6 +226,13 @@ def test_plans_that_can_not_be_meant_are_refused(change: dict[str, Any], message
 
 
 SECOND = {"name": "second", "model": "yolov5q.yaml", "stages": [stage_from("medium")]}
+SMALL = {"name": "second", "model": model_of(0.05)}
+
+
+def of_medium(**teacher: Any) -> dict[str, Any]:
+    return {"name": "d", "augment": False, "distill": {"teachers": [{"weights": "medium", "output": SCALED} | teacher]}}
+
+
 CACHED = {"name": "d", "distill": {"teachers": [{"weights": "medium", "output": SCALED, "cache": True}]}}
 
 
@@ -239,6 +246,17 @@ CACHED = {"name": "d", "distill": {"teachers": [{"weights": "medium", "output": 
         ({"second": SECOND}, r"assistant 'second'.*yolov5q.yaml"),
         ({"student": [stage_from("medium"), stage_from("absent.pt", "e")]}, r"teacher absent.pt: no such file"),
         ({"student": [CACHED]}, r"stage 'd': distill: cache: true never meets the same picture twice"),
+        (
+            {"student": [of_medium(features=[{"method": "cwd", "layers": [99]}])]},
+            r"stage 'd': .*layer 99 is not",
+        ),
+        ({"student": [of_medium(classes={"bal": "ball"})]}, r"stage 'd': teacher: classes: the student has no 'bal'"),
+        ({"student": [of_medium(classes={"ball": "bal"})]}, r"stage 'd': teacher medium: classes: it has no 'bal'"),
+        ({"student": [of_medium(size=70)]}, r"stage 'd': teacher medium: 70 pixels is no multiple"),
+        (
+            {"second": SMALL | {"stages": [of_medium(size=70)]}},
+            r"assistant 'second': .*teacher medium: 70 pixels is no",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_an_assistant_is_trained(
