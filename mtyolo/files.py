@@ -51,6 +51,11 @@ def model_file(name: str | Path) -> Path:
     """As named, without its suffix, or one that ships with mtyolo. Raises ConfigError where there is none."""
     for candidate in (str(name), f"{name}.yaml"):
         found = resolve_beside(candidate, Path("model.yaml"))
+        if found is not None and found.suffix in WEIGHT_SUFFIXES:
+            raise ConfigError(
+                f"{found}: holds weights and is no model file; name one, such as yolov5n.yaml, and this as its weights "
+                "(mtyolo.open_model opens weights by themselves)"
+            )
         if found is not None:
             return found
     if os.path.isdir(name):

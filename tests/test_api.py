@@ -82,6 +82,10 @@ def test_what_can_not_be_meant_is_named(
     ("call", "sentence"),
     [
         (lambda model: mtyolo.build(None), "model: expected a model file, or the content of one, got NoneType"),
+        (
+            lambda model: mtyolo.build(mtyolo.save_weights(model, "a.safetensors")),
+            "a.safetensors: holds weights and is no",
+        ),
         (lambda model: mtyolo.build("yolov5n.yaml", weights=5), "weights=5: expected a path, got int"),
         (lambda model: mtyolo.build("yolov5n.yaml", features=5), "features=5: expected a path"),
         (lambda model: mtyolo.load(None), "path=None: expected a path, got NoneType"),
@@ -95,7 +99,14 @@ def test_what_can_not_be_meant_is_named(
         (lambda model: mtyolo.train(resume=5), "resume=5: expected a path"),
     ],
 )
-def test_what_is_no_path_is_named(call: Callable[[Any], Any], sentence: str, model: dict[str, Any]) -> None:
+def test_what_is_no_path_or_no_model_file_is_named(
+    call: Callable[[Any], Any],
+    sentence: str,
+    model: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(mtyolo.ConfigError, match=sentence):
         call(mtyolo.build(model))
 
