@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from mtyolo.assembly import Registry
-from mtyolo.config.arguments import check_counts
+from mtyolo.config.arguments import check_counts, check_paths
 from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig, read_config
 from mtyolo.data.records import Split
@@ -56,6 +56,7 @@ def train(
     teachers. trust: import `package.module:Class` that these name.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+    check_paths(out=out, resume=resume, features=features)
     if resume is not None:
         for name, value in {"plan": plan, "config": config, "out": out}.items():
             if value is not None:
@@ -107,6 +108,9 @@ def validate(
     import `package.module:Class` that its file names.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+    if not isinstance(model, Model):
+        check_paths("model", model=model)
+    check_paths(features=features)
     opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, **own)
     images = load_split(data, split)
     if features is not None:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtyolo.assembly import Registry, StandIn, assemble, build
+from mtyolo.config.arguments import check_paths
 from mtyolo.config.model import AdaptersConfig, ModelConfig
-from mtyolo.errors import CheckpointError
+from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
 from mtyolo.files import existing, replacing
@@ -35,6 +36,9 @@ def save_weights(model: Model, path: Path | str, *, tensors: dict[str, Tensor] |
     stands in for is not inside; its identity is, and its weights are loaded again from where the model file found them.
     Raises CheckpointError for another suffix, by which `load` would take the file for an official one.
     """
+    if not isinstance(model, Model):
+        raise ConfigError(f"model: expected a model of mtyolo, got {type(model).__name__}")
+    check_paths("path", path=path)
     path = Path(path)
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path}: weights are written as safetensors; name it {path.stem}{SUFFIX}")
@@ -59,6 +63,7 @@ def load(
 
     stand_in: what takes the extractor's place where features are stored, as for `assembly.build`.
     """
+    check_paths("path", path=path)
     if Path(path).suffix in (".yaml", ".yml"):
         raise CheckpointError(
             f"{path}: a model file, which has no weights inside; mtyolo.build opens it, with weights=…"

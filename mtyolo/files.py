@@ -51,6 +51,11 @@ def model_file(name: str | Path) -> Path:
     """As named, without its suffix, or one that ships with mtyolo. Raises ConfigError where there is none."""
     for candidate in (str(name), f"{name}.yaml"):
         found = resolve_beside(candidate, Path("model.yaml"))
+        if found is not None and found.suffix in WEIGHT_SUFFIXES:
+            raise ConfigError(
+                f"{found}: holds weights and is no model file; name one, such as yolov5n.yaml, and this as its weights "
+                "(mtyolo.open_model opens weights by themselves)"
+            )
         if found is not None:
             return found
     if os.path.isdir(name):
@@ -134,10 +139,14 @@ def _locked(descriptor: int) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "the disk may be full: " + next(
+        (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return "give it a shorter name"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "a file stands where its folder would be: name another place"
     return "make room, or see to the folder's rights, and go on"

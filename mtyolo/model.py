@@ -79,6 +79,11 @@ class Model(nn.Module):
         return self.branches["detect"].get_buffer("anchors")
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that learn; an extractor may have its own."""
+        return next(self.branches.parameters()).dtype
+
+    @property
     def keypoint(self) -> KeypointConfig | None:
         """What is known of points; None without a keypoint branch."""
         return self.config.tasks.keypoint if self.config.tasks else None
@@ -181,8 +186,7 @@ class Model(nn.Module):
         return [(f"graph.layers.{key}", layer) for key, layer in self.graph.layers.items() if wanted(int(key))]
 
     def _as_weights(self, pyramid: Pyramid) -> Pyramid:
-        kind = next(self.branches.parameters()).dtype
-        return {stride: features.to(kind) for stride, features in pyramid.items()}
+        return {stride: features.to(self.dtype) for stride, features in pyramid.items()}
 
     def _input_size(self, images: Tensor | None, pyramid: Pyramid | None, size: Size | None) -> Size:
         if images is None and pyramid is None:
@@ -214,6 +218,14 @@ class Model(nn.Module):
             raise DataError(f"expected images [B, {expected}, H, W], got {list(images.shape)}")
         if not images.is_floating_point():
             raise DataError(f"expected images as floats in 0..1, got {images.dtype}; divide by 255")
+        # Before weights in single precision an extractor makes of images what it likes.
+        taken = self.extractor is not None and self.dtype == torch.float32
+        alike = images.dtype == self.dtype or images.is_meta or taken
+        if not alike and not torch.is_autocast_enabled(images.device.type):  # which brings both together
+            raise DataError(
+                f"the images are {images.dtype}, the weights {self.dtype}: bring both together; validation and "
+                "prediction give float32, for which model.float() is the remedy"
+            )
         return images.shape[-2], images.shape[-1]
 
     def _check_multiple(self, size: Size) -> None:

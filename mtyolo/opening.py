@@ -9,6 +9,7 @@ from typing import Any
 
 from mtyolo import assembly, checkpoint
 from mtyolo.assembly import Registry
+from mtyolo.config.arguments import check_paths
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.reading import nearest
 from mtyolo.data.records import names_differ
@@ -45,6 +46,7 @@ def build(
     extractors, adapters: your own classes by name. trust: also import `package.module:Class` named in the file.
     Raises ConfigError, DataError, StoreError or CheckpointError naming the place of what is wrong.
     """
+    check_paths(weights=weights, features=features)
     names, points = classes_and_points(data) if data is not None else (None, None)
     names = names or None  # pictures alone have none
     earlier = weights is not None and Path(weights).suffix == ".safetensors"
@@ -80,6 +82,7 @@ def open_model(
     features: a store that stands in for the extractor, which is then not loaded. extractors, adapters, trust: as for
     `build`.
     """
+    check_paths("path", path=path, weights=weights, features=features)
     path = Path(path)
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
     if path.suffix not in WEIGHT_SUFFIXES:

@@ -36,6 +36,8 @@ def resolve(config: str | Path | Mapping[str, Any] | ModelConfig, weights: str |
 def _document(config: str | Path | Mapping[str, Any]) -> Document:
     if isinstance(config, Mapping):
         return Document(Path("model"), dict(config), {})
+    if not isinstance(config, str | Path):
+        raise ConfigError(f"model: expected a model file, or the content of one, got {type(config).__name__}")
     return read_yaml(model_file(config))
 
 

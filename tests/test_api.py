@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,66 @@ def test_what_can_not_be_meant_is_named(
     built = mtyolo.build(model, data=shapes)
     with pytest.raises(mtyolo.ConfigError, match=sentence):
         mtyolo.train(built, **({"data": shapes} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda model: mtyolo.build(None), "model: expected a model file, or the content of one, got NoneType"),
+        (
+            lambda model: mtyolo.build(mtyolo.save_weights(model, "a.safetensors")),
+            "a.safetensors: holds weights and is no",
+        ),
+        (lambda model: mtyolo.build("yolov5n.yaml", weights=5), "weights=5: expected a path, got int"),
+        (lambda model: mtyolo.build("yolov5n.yaml", features=5), "features=5: expected a path"),
+        (lambda model: mtyolo.load(None), "path=None: expected a path, got NoneType"),
+        (lambda model: mtyolo.open_model(None), "path=None: expected a path"),
+        (lambda model: mtyolo.save_weights(model, None), "path=None: expected a path"),
+        (lambda model: mtyolo.save_weights(None, "a.safetensors"), "model: expected a model of mtyolo, got NoneType"),
+        (lambda model: mtyolo.predict(None, np.zeros((64, 64, 3), np.uint8)), "model=None: expected a model, or its"),
+        (lambda model: mtyolo.validate(None, "data.yaml"), "model=None: expected a model, or its path"),
+        (lambda model: mtyolo.validate(model, "data.yaml", features=5), "features=5: expected a path"),
+        (lambda model: mtyolo.train(model, "data.yaml", out=5), "out=5: expected a path"),
+        (lambda model: mtyolo.train(resume=5), "resume=5: expected a path"),
+    ],
+)
+def test_what_is_no_path_or_no_model_file_is_named(
+    call: Callable[[Any], Any],
+    sentence: str,
+    model: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mtyolo.ConfigError, match=sentence):
+        call(mtyolo.build(model))
+
+
+def test_files_inside_of_content_may_be_paths(shapes: Path, model: dict[str, Any], tmp_path: Path) -> None:
+    data = yaml.safe_load(shapes.read_text()) | {"path": shapes.parent, "train": [Path("images/train")]}
+    teacher = mtyolo.save_weights(mtyolo.build(model, data=data), tmp_path / "teacher.safetensors")
+    distill = {"teachers": [{"weights": teacher, "output": {"kl": 1}, "cache": True, "folder": tmp_path / "cache"}]}
+    plan = [{"name": "taught", "augment": False, "distill": distill}]
+    assert mtyolo.train(model, data, plan=plan, config=QUICK, out=tmp_path / "run", progress=False).last.exists()
+    assert (tmp_path / "cache" / "teacher.json").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_a_model_in_another_precision_is_refused_with_the_remedy(
+    kind: torch.dtype, shapes: Path, model: dict[str, Any], tmp_path: Path
+) -> None:
+    built = mtyolo.build(model, data=shapes).to(kind)
+    with pytest.raises(mtyolo.ConfigError, match=rf"its weights are {kind}, .*: give model\.float\(\); .*precision"):
+        mtyolo.train(built, shapes, config=QUICK, out=tmp_path / "run", progress=False)
+    for judge in (
+        lambda: mtyolo.validate(built, shapes, size=64),
+        lambda: mtyolo.predict(built, np.zeros((64, 64, 3), np.uint8)),
+    ):
+        with pytest.raises(mtyolo.DataError, match=rf"images are torch\.float32, the weights {kind}: .*model\.float"):
+            judge()
+    assert built(torch.zeros(1, 3, 64, 64, dtype=kind)).detect[0].dtype == kind
+    built.float()
+    assert mtyolo.train(built, shapes, config=QUICK, out=tmp_path / "run", progress=False).results
 
 
 def test_a_model_file_in_the_place_of_weights_leads_to_build() -> None:

@@ -1,7 +1,8 @@
-"""What `predict` and `validate` take in Python, held to the limits of the command line's options."""
+"""What is given in Python, held to what the command line's options take."""
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 
 from mtyolo.config.model import LARGEST_SIDE
@@ -23,3 +24,11 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, Integral) or count < 1:
             raise ConfigError(f"{name}={count!r}: expected a whole number from 1")
+
+
+def check_paths(*needed: str, **paths: object) -> None:
+    """Raises ConfigError naming the first that is no path. needed: those that may not be None."""
+    for name, path in paths.items():
+        if not isinstance(path, str | os.PathLike) and (path is not None or name in needed):
+            expected = "a model, or its path" if name == "model" else "a path"
+            raise ConfigError(f"{name}={path!r}: expected {expected}, got {type(path).__name__}")

@@ -8,24 +8,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mtyolo.config.strict import Strict
+from mtyolo.config.strict import PathText, Strict
 
 MOST_CLASSES = 100_000
 """ImageNet-21k has 21,841. A mistyped number would take minutes, and all memory."""
-Paths = str | list[str] | None
+Paths = PathText | list[PathText] | None
 
 
 class DataConfig(Strict):
     """The ultralytics convention, extended by COCO json and by several kinds of labels for one image."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Root of the other paths, relative to this file's folder. Default: this file's folder."""
     train: Paths = None
     val: Paths = None
     test: Paths = None
-    annotations: dict[Literal["train", "val", "test"], str | list[str]] = {}
+    annotations: dict[Literal["train", "val", "test"], PathText | list[PathText]] = {}
     """Split -> COCO json files; files about the same images and annotation ids are merged."""
-    labels: str | list[str] | None = None
+    labels: Paths = None
     """YOLO txt folders in place of `images`. Default: those of labels, labels-seg, labels-pose that exist."""
     names: dict[int, str] | list[str] | None = None
     nc: Annotated[int, Field(gt=0, le=MOST_CLASSES)] | None = None
@@ -39,7 +39,7 @@ class DataConfig(Strict):
     COCO's for 17 points."""
     tasks: list[Literal["detect", "segment", "keypoint"]] | None = None
     """What the images are labelled for. Default: what the label files hold."""
-    join: list[str] = []
+    join: list[PathText] = []
     """Further data files; their classes are matched by name."""
     channels: Literal[3] = 3
     """Of the pictures: colours."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mtyolo.config.strict import Positive, Strict
+from mtyolo.config.strict import PathText, Positive, Strict
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -65,10 +67,10 @@ class GroupsConfig(Strict):
 class TeacherConfig(Strict):
     """One teacher and what is learned from it."""
 
-    weights: str
+    weights: PathText
     """Weights that mtyolo wrote, an official .pt, an ultralytics detect, segment or pose .pt, a file of its tensors
     as .safetensors (then name `graph`), or a folder of saved outputs."""
-    graph: str | None = None
+    graph: PathText | None = None
     """For plain tensors: the ultralytics YAML that they belong to, such as yolov8n.yaml."""
     size: Positive | None = None
     """Side of the teacher's input in pixels. Default: the student's."""
@@ -87,7 +89,7 @@ class TeacherConfig(Strict):
     cache: bool | Positive = False
     """true: outputs stay on disk; for pictures without random augmentation, or the views of a feature store. A number:
     for so many draws of the augmentation, which then repeat."""
-    folder: str | None = None
+    folder: PathText | None = None
     """Of the cache; `<teacher>` in it becomes a hash of what the teacher is. Default: runs/teachers/<teacher>."""
 
     @model_validator(mode="after")
@@ -152,6 +154,24 @@ class DistillConfig(Strict):
     def tasks(self) -> set[str]:
         """Whose branches learn from some teacher."""
         return {task for teacher in self.teachers for task in teacher.tasks}
+
+    def taught_by(self, weights: Mapping[str, str]) -> DistillConfig:
+        """The same with other teachers: `weights` as they stand -> those to take."""
+        return self._with_teachers(lambda teacher: {"weights": weights.get(teacher.weights, teacher.weights)})
+
+    def caching_in(self, start: Path) -> DistillConfig:
+        """The same with whole paths of the folders that outputs are kept in. start: where relative ones begin."""
+        return self._with_teachers(
+            lambda teacher: {"folder": str(start / (teacher.folder or CACHE))} if teacher.cache else {}
+        )
+
+    def without_cache(self) -> DistillConfig:
+        """The same, nothing of which is kept on disk."""
+        return self._with_teachers(lambda teacher: {"cache": False})
+
+    def _with_teachers(self, change: Callable[[TeacherConfig], dict[str, Any]]) -> DistillConfig:
+        teachers = [teacher.model_copy(update=change(teacher)) for teacher in self.teachers]
+        return self.model_copy(update={"teachers": teachers})
 
     @property
     def teaches_classes(self) -> bool:

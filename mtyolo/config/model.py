@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mtyolo.config.strict import Positive, Strict
+from mtyolo.config.strict import PathText, Positive, Strict
 
 KNOWN = {"extractors": ("timm", "features"), "adapters": ("identity", "conv", "pyramid", "fusion")}
 """What a model file can name without a class of anybody's own."""
@@ -35,7 +35,7 @@ class ExtractorConfig(Strict):
 
     name: str
     """timm/<model>, `features` (given from outside, needs `levels`), or package.module:Class."""
-    weights: str = "imagenet"
+    weights: PathText = "imagenet"
     """imagenet (timm's default weights from the model hub), none, or a path to .safetensors or .pth. Your own class
     fills itself, unless a path is named."""
     strides: tuple[Positive, ...] | None = None
@@ -89,9 +89,9 @@ class AdaptersConfig(Strict):
 class DetectorConfig(Strict):
     """The YOLOv5 layer list, its weights, and where features enter it."""
 
-    graph: str | dict[str, Any]
+    graph: PathText | dict[str, Any]
     """A YOLOv5-style file; or, in saved weights, its content."""
-    weights: str | None = None
+    weights: PathText | None = None
     entry: dict[int | Literal["input"], Positive] | None = None
     """Layer number -> stride. Default: the outputs that the neck takes from the backbone. `input`: the first layer."""
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mtyolo.config.distill import CACHE, DistillConfig, TeacherConfig
+from mtyolo.config.distill import DistillConfig
 from mtyolo.config.model import resolve_beside, shipped_configs, whole_path
 from mtyolo.config.reading import Document, nearest, read_yaml, validate
-from mtyolo.config.strict import Positive, Strict
+from mtyolo.config.strict import PathText, Positive, Strict
 from mtyolo.config.training import AugmentConfig
 from mtyolo.errors import ConfigError
 
@@ -123,20 +123,17 @@ class Stages(Strict):
 
     def taught_by(self, weights: Mapping[str, str]) -> Self:
         """The same with other teachers: `weights` as they stand -> those to take."""
-        return self._with_teachers(lambda teacher: {"weights": weights.get(teacher.weights, teacher.weights)})
+        return self._with_distill(lambda distill: distill.taught_by(weights))
 
     def caching_in(self, start: Path) -> Self:
         """The same with whole paths of the folders that outputs are kept in. start: where relative ones begin."""
-        return self._with_teachers(
-            lambda teacher: {"folder": str(start / (teacher.folder or CACHE))} if teacher.cache else {}
-        )
+        return self._with_distill(lambda distill: distill.caching_in(start))
 
-    def _with_teachers(self, change: Callable[[TeacherConfig], dict[str, str]]) -> Self:
+    def _with_distill(self, change: Callable[[DistillConfig], DistillConfig]) -> Self:
         stages = []
         for stage in self.stages:
             if stage.distill is not None:
-                teachers = [teacher.model_copy(update=change(teacher)) for teacher in stage.distill.teachers]
-                stage = stage.model_copy(update={"distill": stage.distill.model_copy(update={"teachers": teachers})})
+                stage = stage.model_copy(update={"distill": change(stage.distill)})
             stages.append(stage)
         return self.model_copy(update={"stages": stages})
 
@@ -147,9 +144,9 @@ class AssistantConfig(Stages):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     """What a teacher's `weights` call it."""
-    model: str | dict[str, Any]
+    model: PathText | dict[str, Any]
     """A model file, one that ships with mtyolo by its name, or its content; for the student's classes and points."""
-    weights: str | None = None
+    weights: PathText | None = None
     """An official checkpoint to begin from. Default: what the model file says."""
     epochs: Positive | None = None
     """Default: the run's."""

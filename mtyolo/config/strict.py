@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,12 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathText = Annotated[str, BeforeValidator(_as_text)]
+"""A file or folder, or a word in its place; from Python a Path does, too."""
 Positive = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
 
 

@@ -145,6 +145,16 @@ class Split:
         return tuple(task for task in TASKS if task in found)
 
     @property
+    def taught(self) -> tuple[str, ...]:
+        """Of these, what some object shows: images of which none has a labelled point teach no keypoints."""
+        return tuple(task for task in self.tasks if task != "keypoint" or self.keypoint_classes)
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Is there no object to learn from? Crowd regions are none."""
+        return all(record.labels.crowd.all() for record in self.records)
+
+    @property
     def may_mirror(self) -> bool:
         """Is it known what each label becomes in a mirror?"""
         return self.points is None or self.flip_idx is not None
@@ -155,7 +165,9 @@ class Split:
         for record in self.records:
             labels = record.labels
             found.update(f"{record.path.name} {record.height}x{record.width} {sorted(labels.labelled)}".encode())
-            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes())
+            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes() + labels.crowd.tobytes())
+            found.update(repr(labels.segments).encode())
+            found.update(b"" if labels.keypoints is None else labels.keypoints.tobytes())
         return found.hexdigest()
 
     def count(self, task: str) -> int:

@@ -28,6 +28,9 @@ def class_columns(
     if unknown is not None:
         raise ConfigError(f"teacher: classes: the student has no {unknown!r}; {nearest(unknown, student.values())}")
     numbers = {name: number for number, name in teacher.items()}
+    foreign = next((name for name in renamed.values() if name not in numbers), None)
+    if foreign is not None:
+        raise ConfigError(f"teacher {config.weights}: classes: it has no {foreign!r}; {nearest(foreign, numbers)}")
     columns = [numbers.get(renamed.get(student[number], student[number])) for number in sorted(student)]
     missing = [student[number] for number, column in zip(sorted(student), columns, strict=True) if column is None]
     if missing and (all_needed or (config.output and len(missing) == len(columns))):

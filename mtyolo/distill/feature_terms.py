@@ -100,6 +100,11 @@ def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) ->
 
 
 def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened: Opened) -> FeatureTerm:
+    if not opened.channels:
+        raise ConfigError(
+            f"teacher {teacher.weights}: holds no features, only outputs; leave features out, or let a run whose plan "
+            "names them with the teacher itself fill another folder"
+        )
     scale = PUBLISHED_WEIGHTS[config.method] if config.weight is None else config.weight
     found = layer_pairs(config, student, opened.neck)
     pairs = [pair._replace(weight=pair.weight * scale) for pair in found]
@@ -108,7 +113,8 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
         if pair.student not in replaced_layers(student):
             layer_of(student, pair.student)
         if pair.teacher not in opened.channels:
-            raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}")
+            held = ", ".join(map(str, opened.channels))
+            raise ConfigError(f"teacher {teacher.weights}: has no features of layer {pair.teacher}, only of {held}")
         own = student.graph.levels[pair.student].channels
         losses.append(FEATURE_LOSSES[config.method](own, opened.channels[pair.teacher]))
     if config.method != "gradient":

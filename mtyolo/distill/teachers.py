@@ -18,7 +18,7 @@ from mtyolo.distill.classes import class_columns
 from mtyolo.distill.conversion import Source, in_layout, layout_of
 from mtyolo.distill.features import pooled
 from mtyolo.distill.layout import Shape
-from mtyolo.errors import ConfigError, DataError
+from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.graph.families import FamilyModel, is_family, open_family
 from mtyolo.graph.network import INPUT
@@ -171,9 +171,13 @@ def open_teacher(config: TeacherConfig, student: Model, imgsz: int, own: Own | N
 def open_source(config: TeacherConfig, own: Own | None = None) -> Source:
     """The model itself. Raises CheckpointError for the file, ConfigError for one that sees no pictures."""
     path = resolve_beside(config.weights, Path("plan.yaml")) or Path(config.weights)
-    if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
-        return open_family(path, config.graph)
-    model = load(path, **(own or {}))
+    try:
+        if config.graph is not None or (path.suffix in (".pt", ".pth") and is_family(path)):
+            return open_family(path, config.graph)
+        model = load(path, **(own or {}))
+    except CheckpointError as error:
+        kept = "" if path.exists() else "; put it there, as a resumed run keeps the plan of its start"
+        raise CheckpointError(f"teacher {error}{kept}") from None
     if isinstance(model.extractor, GivenFeatures):
         raise ConfigError(
             f"teacher {config.weights}: takes features of another program, and teachers look at pictures; name one "

@@ -12,7 +12,7 @@ import torch
 
 from mtyolo.assembly import Registry
 from mtyolo.checkpoint import load
-from mtyolo.config.arguments import check_arguments
+from mtyolo.config.arguments import check_arguments, check_paths
 from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
 from mtyolo.device import find_device
@@ -104,7 +104,9 @@ def stream(
     check_arguments(size=size, batch=batch, confidence=confidence, iou=iou, limit=limit)
     place = None if device is None else find_device(device)
     found = find_sources(sources)
+    check_paths(features=features)
     if not isinstance(model, Model):
+        check_paths("model", model=model)
         given = None if features is None else stand_in(features)
         model = load(model, extractors=extractors, adapters=adapters, stand_in=given, trust=trust)
     if place is not None:

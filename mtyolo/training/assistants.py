@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from accelerate.utils import set_seed
 
 from mtyolo.assembly import build
+from mtyolo.checkpoint import save_weights
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.plan import AssistantConfig, PlanConfig, Stages
 from mtyolo.config.training import TrainConfig
 from mtyolo.data.records import Split
-from mtyolo.errors import ConfigError
+from mtyolo.distill.objective import make_distiller
+from mtyolo.errors import ConfigError, MtyoloError
 from mtyolo.model import Model
 from mtyolo.training.batches.splits import Data, with_lessons
 from mtyolo.training.batches.unlabelled import refuse_unlabelled
 from mtyolo.training.objectives.distilling import refuse
-from mtyolo.training.plan_checks import missing_teacher
+from mtyolo.training.plan_checks import check_stage, missing_teacher
 from mtyolo.training.processes import from_first, processes
 from mtyolo.training.records.checkpoints import STATE, random_states, read_state, set_random_states
 from mtyolo.training.records.run import ASSISTANTS, Run
 from mtyolo.training.settings import naming
-from mtyolo.training.stages import plan_stages
+from mtyolo.training.stages import Stage, freeze, plan_stages
 from mtyolo.training.state import RunState, interrupted
 from mtyolo.training.stopping import Interrupted
 
@@ -70,14 +73,42 @@ class Assistants:
         return plan.taught_by(weights)
 
     def _check(self, plan: PlanConfig, *, stored: bool) -> None:
-        """What can be known before hours are spent, of the student's stages, too. Raises ConfigError."""
-        for assistant in plan.assistants:
-            with naming(assistant):
-                model = self._model(assistant)
-                stages = plan_stages(_plan_of(assistant), self._config(assistant), model)
-                refuse_unlabelled(stages, model, with_lessons((self.split, None), model)[0], self.data)
-                _check_teachers(assistant, self.config, stored=False, known=plan)
-        _check_teachers(plan, self.config, stored=stored, known=plan)
+        """What can be known before hours are spent, of the student's stages, too: assistants stand in for themselves
+        as they are before they have learned. Raises ConfigError."""
+        weights = dict[str, str]()
+        with TemporaryDirectory(dir=self.state.run.out) as folder:
+            for assistant in plan.assistants:
+                with naming(assistant):
+                    model = self._model(assistant)
+                    stages = plan_stages(_plan_of(assistant), self._config(assistant), model)
+                    refuse_unlabelled(stages, model, with_lessons((self.split, None), model)[0], self.data)
+                    _check_teachers(assistant, self.config, stored=False, known=plan)
+                    self._try(stages, model, weights)
+                    weights[assistant.name] = str(save_weights(model, Path(folder) / f"{assistant.name}.safetensors"))
+            _check_teachers(plan, self.config, stored=stored, known=plan)
+            self._try(plan_stages(plan, self.config, self.state.model, self.split.taught), self.state.model, weights)
+
+    def _try(self, stages: Sequence[Stage], model: Model, weights: Mapping[str, str]) -> None:
+        """Make the teachers of a learner and forget them. weights: of those that are assistants, by name."""
+        for stage in stages:
+            freeze(model, stage)
+            check_stage(stage, model)
+            distill = stage.config.distill
+            if distill is None:
+                continue
+            try:
+                make_distiller(
+                    distill.taught_by(weights).without_cache(),
+                    model,
+                    imgsz=self.config.imgsz,
+                    device=model.anchors.device,
+                    own=self.own,
+                )
+            except MtyoloError as error:
+                place = f"plan: stage {stage.name!r}: {error}"
+                for name, path in weights.items():
+                    place = place.replace(path, name)
+                raise ConfigError(place) from None
 
     def _weights(self, assistant: AssistantConfig) -> str:
         out = self.state.run.out / ASSISTANTS / assistant.name

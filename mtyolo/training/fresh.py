@@ -45,7 +45,7 @@ def unknown_in_words(model: Model, stages: Sequence[Stage], split: Split, gains:
             f"{len(fresh)} of {len(model.names)} classes are unknown to the weights, first {fresh[0]!r}: "
             + ("the detect branch learns them, also where the plan freezes the detector" if taught else STAY_UNKNOWN)
         )
-    silent = [task for task in model.tasks if task not in split.tasks]
+    silent = [task for task in model.tasks if task not in split.taught]
     if silent and all(stage.config.objective == "tasks" and stage.config.distill is None for stage in stages):
         yield f"{', '.join(silent)}: {split.name} has no labels for it, so it stays as it is"
 

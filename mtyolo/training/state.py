@@ -15,7 +15,7 @@ from mtyolo.checkpoint import EXTRACTOR, config_as_written
 from mtyolo.config.model import ModelConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.distill.handover import Learned
-from mtyolo.errors import CheckpointError
+from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors import GivenFeatures
 from mtyolo.features.standin import stand_in
 from mtyolo.model import Model
@@ -37,8 +37,8 @@ class RunState:
     ema: Ema
     run: Run
     settings: Settings
-    data: str = ""
-    """Fingerprint of the training split."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Name -> fingerprint."""
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
@@ -59,7 +59,7 @@ class RunState:
         """Write everything to the run's folder. work: None between stages."""
         content = {
             "settings": asdict(self.settings),
-            "data": self.data,
+            "splits": self.splits,
             "model": self.model.state_dict(),
             "extractor": extractor.identity if isinstance(extractor := self.model.extractor, GivenFeatures) else {},
             "ema": self.ema.state_dict(),
@@ -90,10 +90,11 @@ class RunState:
         if saved["work"] is not None:
             try:
                 work.load_state_dict(saved["work"])
-            except ValueError as error:
+            except (ValueError, RuntimeError, KeyError) as error:
                 raise CheckpointError(
-                    f"{self.run.out}: this stage was begun with other parts, by another version of mtyolo ({error}); "
-                    f"begin anew with --weights {self.run.last}"
+                    f"{self.run.out}: this stage was begun with other parts: with labels for other tasks, or by "
+                    f"another version of mtyolo ({' '.join(str(error).split())}); put the labels back, or begin anew "
+                    f"with --weights {self.run.last}"
                 ) from None
             set_random_states(saved["random"])
 
@@ -134,6 +135,11 @@ def make_state(
 ) -> RunState:
     """At its start, or as it was saved: the model on its device, alike in all processes, and the random states."""
     config = TrainConfig.model_validate_json(settings.config)
+    if model.dtype != torch.float32:
+        raise ConfigError(
+            f"model: its weights are {model.dtype}, and float32 is what trains: give model.float(); the config's "
+            "precision, bf16 or fp16, computes in half"
+        )
     set_seed(config.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if saved is None:

@@ -110,7 +110,7 @@ def train_in_group(
     opened = data or settings.opened_data()
     whole = open_splits(opened, model)
     splits = with_lessons(whole, model)
-    labelled = splits[0].tasks
+    labelled = splits[0].taught
     stages = plan_stages(plan, config, model, labelled)
     refuse_unlabelled(stages[saved["position"]["stage"] if saved else 0 :], model, splits[0], opened)
     if not saved:
@@ -122,12 +122,12 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
-        state.data = whole[0].fingerprint()
+        state.splits = {split.name: split.fingerprint() for split in whole if split is not None}
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown).say
         if not followed:
             say_problems(splits, say)
-        say_change(saved, state.data, say)
+        say_change(saved, state.splits, say)
         if plan.assistants:
             learn = partial(train_in_group, data=opened, judge=judge, progress=progress, own=own, followed=True)
             assistants = Assistants(state, whole[0], opened, config, learn, say, own)
@@ -163,7 +163,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
         if saved and saved["work"]:
             state.resume_work(work, saved)
         else:
-            hand_over(state.learned, work.distiller)
+            hand_over(state.learned, work.distiller, state.run.out)
             begin_stage(state, stage, work, tools)
         saved = None
         while state.position.epoch < stage.epochs and not ends_early(state, stage, tools):
@@ -171,7 +171,7 @@ def run_stages(state: RunState, stages: list[Stage], tools: Tools, saved: dict[s
                 train_epoch(state, stage, work, tools)
                 end_epoch(state, stage, work, tools)
         work.guard.end_stage()
-        state.learned |= learned_by(work.distiller)
+        state.learned |= learned_by(work.distiller, state.run.out)
         end_stage(state, stage, tools)
     if tools.accelerator.is_main_process:
         state.run.plot()

@@ -143,6 +143,35 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_cut(
         assert all(torch.equal(value, other[name]) for name, value in one.items()), weights
 
 
+def test_a_run_that_was_moved_between_two_stages_of_one_assistant_ends_in_the_same_weights(
+    teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first has learned of the assistant's features goes on in the second."""
+    from mtyolo.training import train as loop
+
+    plan, begin, begun = plan_of(teacher, epochs=1), loop.begin_stage, []
+    plan["stages"] = [stage_from("medium", name, epochs=1) for name in ("first", "second")]
+    for stage in plan["stages"]:
+        stage["distill"]["teachers"][0]["features"] = [{"method": "mgd"}]
+    whole = run_plan(plan, shapes, tmp_path / "whole", epochs=2)
+
+    def killed(*arguments: Any) -> None:
+        begun.append(1)
+        if len(begun) == 3:  # the assistant's stage was the first
+            raise KeyboardInterrupt
+        begin(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "begin_stage", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan, shapes, tmp_path / "cut", epochs=2)
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    moved = train(resume=tmp_path / "moved", progress=False)
+    assert moved.results == whole.results
+    one, other = load_file(whole.last), load_file(moved.last)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_a_signal_after_an_assistants_last_step_stops_before_the_student(
     teacher: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +226,13 @@ def test_plans_that_can_not_be_meant_are_refused(change: dict[str, Any], message
 
 
 SECOND = {"name": "second", "model": "yolov5q.yaml", "stages": [stage_from("medium")]}
+SMALL = {"name": "second", "model": model_of(0.05)}
+
+
+def of_medium(**teacher: Any) -> dict[str, Any]:
+    return {"name": "d", "augment": False, "distill": {"teachers": [{"weights": "medium", "output": SCALED} | teacher]}}
+
+
 CACHED = {"name": "d", "distill": {"teachers": [{"weights": "medium", "output": SCALED, "cache": True}]}}
 
 
@@ -210,6 +246,17 @@ CACHED = {"name": "d", "distill": {"teachers": [{"weights": "medium", "output": 
         ({"second": SECOND}, r"assistant 'second'.*yolov5q.yaml"),
         ({"student": [stage_from("medium"), stage_from("absent.pt", "e")]}, r"teacher absent.pt: no such file"),
         ({"student": [CACHED]}, r"stage 'd': distill: cache: true never meets the same picture twice"),
+        (
+            {"student": [of_medium(features=[{"method": "cwd", "layers": [99]}])]},
+            r"stage 'd': .*layer 99 is not",
+        ),
+        ({"student": [of_medium(classes={"bal": "ball"})]}, r"stage 'd': teacher: classes: the student has no 'bal'"),
+        ({"student": [of_medium(classes={"ball": "bal"})]}, r"stage 'd': teacher medium: classes: it has no 'bal'"),
+        ({"student": [of_medium(size=70)]}, r"stage 'd': teacher medium: 70 pixels is no multiple"),
+        (
+            {"second": SMALL | {"stages": [of_medium(size=70)]}},
+            r"assistant 'second': .*teacher medium: 70 pixels is no",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_an_assistant_is_trained(

@@ -19,6 +19,7 @@ from mtyolo.training.stopping import Interrupted
 from mtyolo.training.train import train
 
 MGD: dict[str, Any] = {"method": "mgd"}
+RUN = Path("run")
 STEPS = 2
 """Of a stage: six pictures in threes."""
 
@@ -128,24 +129,24 @@ def _crash_at(name: str, number: int, patch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_only_the_same_term_at_the_same_layers_takes_it(features: list[Any], taken: int, weights: str) -> None:
-    learned = learned_by(distiller(weights, [MGD]))
+    learned = learned_by(distiller(weights, [MGD]), RUN)
     assert len(learned) == 3
     before = dict(learned)
     new = distiller(weights, features)
-    hand_over(learned, new)
+    hand_over(learned, new, RUN)
     assert len(before) - len(learned) == taken
-    found = learned_by(new)
+    found = learned_by(new, RUN)
     assert all(same(found[place], before[place]) for place in before.keys() - learned.keys())
 
 
 def test_other_teachers_and_other_shapes_begin_anew(tmp_path: Path) -> None:
     weights = teacher_file(tmp_path)
-    learned = learned_by(distiller(weights, [MGD]))
-    hand_over(learned, distiller(teacher_file(tmp_path, seed=2), [MGD]))
-    hand_over(learned, None)
+    learned = learned_by(distiller(weights, [MGD]), RUN)
+    hand_over(learned, distiller(teacher_file(tmp_path, seed=2), [MGD]), RUN)
+    hand_over(learned, None, RUN)
     assert len(learned) == 3
     teacher_file(tmp_path, width=0.1)  # in place of the first
-    hand_over(learned, distiller(weights, [MGD]))
+    hand_over(learned, distiller(weights, [MGD]), RUN)
     assert len(learned) == 3
 
 

@@ -197,6 +197,17 @@ def test_what_a_folder_does_not_hold_is_refused_before_training(
         make_distiller(alone, student, imgsz=SIZE, device=CPU)
 
 
+def test_a_folder_without_features_has_none_to_teach(weights: str, tmp_path: Path) -> None:
+    folder, student = tmp_path / "lessons", tiny_model()
+    cached = {"weights": weights, "output": {"scaled": 1}, "cache": True, "folder": str(folder)}
+    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(images())()
+    alone = DistillConfig.model_validate({"teachers": [{"weights": str(folder), "features": [{"method": "cwd"}]}]})
+    with pytest.raises(
+        ConfigError, match=r"lessons: holds no features, only outputs; leave features out, or let a run"
+    ):
+        make_distiller(alone, student, imgsz=SIZE, device=CPU)
+
+
 def test_a_folder_without_outputs_is_no_teacher(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
     opened(weights, folder)

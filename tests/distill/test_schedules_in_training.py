@@ -138,13 +138,17 @@ def test_dynamic_weights_leave_a_term_at_half_that_is_not_missed(weights: str, s
     assert losses_of(run, "kl") == pytest.approx([1, 1, 1, 1, 0.5], rel=1e-3)
 
 
-@pytest.mark.parametrize("lacking", ["val", "labels", "judge"])
+@pytest.mark.parametrize("lacking", ["val", "labels", "objects", "judge"])
 def test_dynamic_weights_need_a_validation_to_say_what_helps(
     lacking: str, weights: str, shapes: Path, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
-    if lacking != "judge":
+    if lacking in ("val", "labels"):
         del content["annotations"]["val"]
+    if lacking == "objects":
+        labels = (shapes.parent / "annotations" / "val.json").read_text().replace('"iscrowd": 0', '"iscrowd": 1')
+        (tmp_path / "val.json").write_text(labels)
+        content["annotations"]["val"] = str(tmp_path / "val.json")
     if lacking == "val":
         del content["val"]
     judge = None if lacking == "judge" else Judge(Course(MISSED))

@@ -132,6 +132,7 @@ def test_to_a_student_of_some_classes_all_others_are_background() -> None:
     [
         ({}, {0: "person", 1: "dgo"}, r"does not know 1 of 2 classes, first 'dgo'; did you mean 'dog'\?"),
         ({"classes": {"persn": "dog"}}, {0: "person"}, r"the student has no 'persn'; did you mean 'person'\?"),
+        ({"classes": {"human": "persn"}}, {0: "human"}, r"t\.pt: classes: it has no 'persn'; did you mean 'person'\?"),
         ({"classes": "by-number"}, {0: "person"}, "has 80 classes, the student 1; by-number needs as many"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
 from mtyolo.distill.saved import keys_of
-from mtyolo.errors import ConfigError, DataError
+from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.structures import Targets
 from mtyolo.training import train as loop
 from mtyolo.training.objectives.alignment import level_errors
@@ -318,6 +319,18 @@ def test_what_a_teacher_does_not_know_is_refused_before_training(
     config = DistillConfig.model_validate({"teachers": [{"weights": str(teacher), "output": {term: 1.0}}]})
     with pytest.raises(ConfigError, match=message):
         make_distiller(config, tiny_model(points=5, **tasks), imgsz=SIZE, device=torch.device("cpu"))
+
+
+def test_a_teacher_that_went_is_named_where_a_run_is_resumed(
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copy(weights, tmp_path))
+    interrupted_after(1, monkeypatch, weights=str(own), data=data, out=tmp_path / "run")
+    own.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"^teacher .*: no such file .*; put it there, as a resumed run keeps the"
+    ):
+        train(resume=tmp_path / "run", progress=False)
 
 
 def test_terms_of_one_name_are_told_apart(weights: str, data: DataConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -245,24 +246,71 @@ def test_a_state_that_can_not_be_read_is_not_written_over(tmp_path: Path) -> Non
         pass
 
 
-def test_other_labels_than_at_the_start_are_said(
+@pytest.fixture
+def cut_off(
     make_model: MakeModel, shapes: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+) -> Path:
+    """A folder with a run that was stopped in its first epoch, and its labels."""
     content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
-    content["annotations"] = content["annotations"] | {"train": str(tmp_path / "train.json")}
-    (tmp_path / "train.json").write_text((shapes.parent / "train.json").read_text())
+    content["annotations"] = {split: str(tmp_path / f"{split}.json") for split in ("train", "val")}
+    for split in ("train", "val"):
+        shutil.copy(shapes.parent / f"{split}.json", tmp_path)
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
-    judge = Judge(SignalAfter(1, signal.SIGTERM))
+    judge, plan = Judge(SignalAfter(1, signal.SIGTERM)), "all-at-once"
     with pytest.raises(Interrupted):
-        train(make_model(), tmp_path / "data.yaml", config=config, out=tmp_path / "run", judge=judge)
-    labels = (tmp_path / "train.json").read_text()
+        train(make_model(), tmp_path / "data.yaml", plan=plan, config=config, out=tmp_path / "run", judge=judge)
     capsys.readouterr()
+    return tmp_path
+
+
+def without(labels: str, *keys: str) -> str:
+    """A COCO json whose objects do not have these."""
+    content = json.loads(labels)
+    content["annotations"] = [
+        {key: value for key, value in one.items() if key not in keys} for one in content["annotations"]
+    ]
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda labels: labels.replace('"category_id": 0', '"category_id": 1', 1),
+        lambda labels: labels.replace('"iscrowd": 0', '"iscrowd": 1', 1),
+        lambda labels: labels.replace('"keypoints": [', '"keypoints": [1, 1, 2, 1, 1, 2], "before": [', 1),
+        lambda labels: labels.replace('"segmentation": [[', '"segmentation": [[0, 0, 5, 0, 5, 5]], "before": [[', 1),
+    ],
+    ids=["class", "crowd", "points", "mask"],
+)
+def test_other_labels_than_at_the_start_are_said(
+    change: Callable[[str], str], shapes: Path, cut_off: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, whose in {"": "", "train": "training", "val": "validation"}.items():
+        shutil.copytree(cut_off / "run", cut_off / f"again{split}")
+        if split:
+            for one in ("train", "val"):
+                labels = (shapes.parent / f"{one}.json").read_text()
+                (cut_off / f"{one}.json").write_text(change(labels) if one == split else labels)
+        train(resume=cut_off / f"again{split}")
+        said = capsys.readouterr().out.replace("\n", " ")
+        assert said.count("not those of the run's start") == bool(split)
+        assert f"the {whose} images or labels are not" in said or not split
+
+
+@pytest.mark.parametrize("balance", ["fixed", "uncertainty", "gradnorm"])
+def test_a_task_whose_labels_went_in_the_middle_of_a_stage_is_said_with_a_way_out(
+    balance: str, make_model: MakeModel, config: TrainConfig, cut_off: Path
+) -> None:
+    plan, judge = {"balance": balance, "stages": [{"name": "all"}]}, Judge(SignalAfter(1, signal.SIGTERM))
+    out = cut_off / "other"
     with pytest.raises(Interrupted):
-        train(resume=tmp_path / "run", judge=Judge(SignalAfter(1, signal.SIGTERM)))
-    assert "not those of the run's start" not in capsys.readouterr().out
-    (tmp_path / "train.json").write_text(labels.replace('"category_id": 0', '"category_id": 1', 1))
-    train(resume=tmp_path / "run")
-    assert "not those of the run's start" in capsys.readouterr().out.replace("\n", " ")
+        train(make_model(), cut_off / "data.yaml", plan=plan, config=config, out=out, judge=judge, progress=False)
+    labels = (cut_off / "train.json").read_text()
+    (cut_off / "train.json").write_text(without(labels, "segmentation"))
+    with pytest.raises(CheckpointError, match=r"begun with other parts: with labels for other tasks, .*; put the lab"):
+        train(resume=out, progress=False)
+    (cut_off / "train.json").write_text(labels)
+    assert train(resume=out, progress=False).results[-1]["epoch"] == 2
 
 
 def test_a_run_whose_data_was_moved_says_how_to_name_its_new_place_and_remembers_it(

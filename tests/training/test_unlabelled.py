@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,49 @@ def test_images_that_are_labelled_for_other_tasks_only_are_named(
     plan = {"stages": [{"name": "masks", "tasks": ["segment"]}]}
     with pytest.raises(DataError, match=r"data\.yaml:\d+: train: no image is labelled for segment, .*train\.json; put"):
         train(make_model(), tmp_path / "data.yaml", plan=plan, config=config, out=tmp_path / "run", progress=False)
+
+
+def changed_labels(shapes: Path, folder: Path, **values: object) -> Path:
+    """The drawn shapes, of whose training objects each has these values."""
+    content = yaml.safe_load(shapes.read_text()) | {"path": str(shapes.parent)}
+    labels = json.loads((shapes.parent / "train.json").read_text())
+    labels["annotations"] = [one | values for one in labels["annotations"]]
+    (folder / "train.json").write_text(json.dumps(labels))
+    content["annotations"] = content["annotations"] | {"train": str(folder / "train.json")}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    return folder / "data.yaml"
+
+
+def test_crowd_regions_alone_are_no_labels_to_learn_from(
+    shapes: Path, make_model: MakeModel, config: TrainConfig, tmp_path: Path
+) -> None:
+    data = changed_labels(shapes, tmp_path, iscrowd=1)
+    with pytest.raises(DataError, match=r"train: no label but of crowd regions in the whole split, and stage 'all'"):
+        train(make_model(), data, plan="all-at-once", config=config, out=tmp_path / "run", progress=False)
+
+
+def test_objects_without_a_labelled_point_are_no_labels_of_keypoints(
+    shapes: Path, make_model: MakeModel, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = changed_labels(shapes, tmp_path, keypoints=[0] * 6, num_keypoints=0)
+    plan = {"stages": [{"name": "all", "epochs": 1}, {"name": "points", "tasks": ["keypoint"], "epochs": 1}]}
+    with pytest.raises(DataError, match=r"train: no image is labelled for keypoint, from which stage 'points' learns"):
+        train(make_model(), data, plan=plan, config=config, out=tmp_path / "run", progress=False)
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.branches["keypoint"].state_dict().items()}
+    train(model, data, plan={"stages": plan["stages"][:1]}, config=config, out=tmp_path / "run")
+    assert "keypoint: train has no labels for it, so it stays as it is" in capsys.readouterr().out
+    after = model.branches["keypoint"].state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_teacher_that_weighs_nothing_takes_over_no_labels(
+    bare: Path, make_model: MakeModel, config: TrainConfig, tmp_path: Path
+) -> None:
+    plan = {"stages": [{"name": "mute", "distill": {"soft": 0, "teachers": [HARD]}}]}
+    folder = tmp_path / "images" / "train"
+    with pytest.raises(DataError, match=r"no image is labelled for detect, segment, keypoint, from which stage 'mute'"):
+        train(make_model(), folder, plan=plan, config=config, out=tmp_path / "run", progress=False)
 
 
 def test_a_model_with_adapters_may_align_them_instead(bare: Path, config: TrainConfig, tmp_path: Path) -> None:

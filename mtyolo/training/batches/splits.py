@@ -47,10 +47,17 @@ def say_problems(splits: tuple[Split, Split | None], say: Callable[[str], None])
         say(f"{splits[0].name}: note: {UNMIRRORED}")
 
 
-def say_change(saved: Mapping[str, Any] | None, fingerprint: str, say: Callable[[str], None]) -> None:
-    """Of a resumed run, whether its training split is still the one of its start. saved: its state."""
-    if saved and saved.get("data", fingerprint) != fingerprint:
+def say_change(saved: Mapping[str, Any] | None, fingerprints: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Of a resumed run, whether its splits are still those of its start. saved: its state. fingerprints: of now, by
+    name."""
+    before = (saved or {}).get("splits", fingerprints)  # earlier versions looked at boxes alone
+    if before.get("train") != fingerprints.get("train"):
         say("the training images or labels are not those of the run's start: it goes on, but not to the same weights")
+    if before.get("val") != fingerprints.get("val"):
+        say(
+            "the validation images or labels are not those of the run's start: metrics of before do not compare with "
+            "those to come, and the best weights may be of either"
+        )
 
 
 def _check(split: Split, model: Model) -> None:

@@ -23,9 +23,11 @@ def refuse_unlabelled(stages: Sequence[Stage], model: Model, split: Split, data:
     if bare is not None:
         tasks = ", ".join(bare.config.tasks or model.tasks)
         wrong = f"no image is labelled for {tasks}, from which stage {bare.name!r} learns"
-    elif reading and split.tasks and not any(len(record.labels) for record in split.records):
-        first = reading[0].name
-        wrong = f"no label in the whole split, and stage {first!r} learns from labels: all would pass for background"
+    elif reading and split.tasks and split.shows_nothing:
+        first, but = reading[0].name, " but of crowd regions" * any(len(record.labels) for record in split.records)
+        wrong = (
+            f"no label{but} in the whole split, and stage {first!r} learns from labels: all would pass for background"
+        )
     else:
         return
     raise DataError(f"{_place(data, split)}: {split.name}: {wrong}; {_remedy(data, split, model)}")
@@ -40,7 +42,8 @@ def _labelled(stage: Stage, model: Model, split: Split) -> bool:
     elsewhere."""
     wanted = stage.config.tasks or model.tasks
     known = all(task in model.tasks for task in wanted)
-    return stage.config.distill is not None or not known or any(task in split.tasks for task in wanted)
+    has_teacher = stage.config.distill is not None and stage.config.distill.soft > 0
+    return has_teacher or not known or any(task in split.taught for task in wanted)
 
 
 def _place(data: Data, split: Split) -> str:

@@ -132,7 +132,7 @@ def refuse_unjudged(plan: PlanConfig, model: Model, judge: Judge | None, split: 
     """Raises ConfigError for a stage, of assistants, too, that would try weights with nothing to say whether they
     help. split: for validation, or None."""
     labels = [] if judge is None or split is None else [record.labels for record in split.records]
-    if any(len(one.classes) and one.labelled.intersection(model.tasks) for one in labels):
+    if any(not one.crowd.all() and one.labelled.intersection(model.tasks) for one in labels):
         return
     stages = [stage for learner in (*plan.assistants, plan) for stage in learner.stages]
     lost = next((stage.name for stage in stages if stage.distill is not None and stage.distill.dynamic), None)
