@@ -219,8 +219,7 @@ class Model(nn.Module):
         if not images.is_floating_point():
             raise DataError(f"expected images as floats in 0..1, got {images.dtype}; divide by 255")
         # Before weights in single precision an extractor makes of images what it likes.
-        taken = self.extractor is not None and self.dtype == torch.float32
-        alike = images.dtype == self.dtype or images.is_meta or taken
+        alike = images.is_meta or images.dtype == self.dtype or (self.extractor and self.dtype == torch.float32)
         if not alike and not torch.is_autocast_enabled(images.device.type):  # which brings both together
             raise DataError(
                 f"the images are {images.dtype}, the weights {self.dtype}: bring both together; validation and "

@@ -165,9 +165,9 @@ class Split:
         for record in self.records:
             labels = record.labels
             found.update(f"{record.path.name} {record.height}x{record.width} {sorted(labels.labelled)}".encode())
-            found.update(labels.classes.tobytes() + labels.boxes_xyxy.tobytes() + labels.crowd.tobytes())
+            arrays = labels.classes, labels.boxes_xyxy, labels.crowd, labels.keypoints
+            found.update(b"".join(array.tobytes() for array in arrays if array is not None))
             found.update(repr(labels.segments).encode())
-            found.update(b"" if labels.keypoints is None else labels.keypoints.tobytes())
         return found.hexdigest()
 
     def count(self, task: str) -> int:
@@ -198,9 +198,9 @@ def names_differ(data: Mapping[int, str], model: Mapping[int, str]) -> str | Non
 
 def _only_counts(names: Mapping[int, str]) -> bool:
     """Are these what programs write who were told no names: 0, class0, class_0; or item, for a single class?"""
-    if list(names.values()) == ["item"]:
-        return True
-    return all(re.fullmatch(rf"(class_?)?{number}", name) for number, name in names.items())
+    return list(names.values()) == ["item"] or all(
+        re.fullmatch(rf"(class_?)?{number}", name) for number, name in names.items()
+    )
 
 
 def pictures_only(split: Split) -> Split:
