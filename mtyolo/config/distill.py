@@ -174,6 +174,13 @@ class DistillConfig(Strict):
         return self.model_copy(update={"teachers": teachers})
 
     @property
+    def does_without_labels(self) -> bool:
+        """Does some teacher say what no label does? `gradient` pushes labels through it."""
+        terms = [term for teacher in self.teachers for term in teacher.feature_terms]
+        outputs = any(any(teacher.output.values()) for teacher in self.teachers)
+        return self.soft > 0 and (outputs or any(term.method != "gradient" and term.weight != 0 for term in terms))
+
+    @property
     def teaches_classes(self) -> bool:
         """Does the student learn from some teacher what is what?"""
         return self.soft > 0 and any(teacher.teaches_classes for teacher in self.teachers)

@@ -17,6 +17,9 @@ from mtyolo.distill.teachers import Answer, Own, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model, pixels
 
+OF_ASKED = ("size", "classes", "graph")
+"""What a plan says of a teacher that computes."""
+
 
 class Pair(NamedTuple):
     """Layers that belong together."""
@@ -78,10 +81,11 @@ def open_lessons(
 ) -> Opened:
     """own: classes by name, and trust, for a teacher's model. maps: are its outputs asked for, or features alone?
 
-    Raises ConfigError, CheckpointError or StoreError where
-    teacher, files and student do not fit."""
+    Raises ConfigError, CheckpointError or StoreError where teacher, files and student do not fit.
+    """
     folder = Path(config.weights)
     if is_saved(folder):
+        _refuse_beside_saved(config)
         saved = SavedLessons(folder, student_card(student, imgsz) | pool_card(config.pool), None, maps=maps)
         held = held_by(folder)
         return Opened(saved, None, tuple(held.channels), held.channels, held.tasks, held.points)
@@ -90,6 +94,16 @@ def open_lessons(
     channels = teacher.record([number for term in config.feature_terms for number in _wanted(term, student, neck)])
     lessons = _lessons(config, teacher, imgsz, maps)
     return Opened(lessons, teacher, neck, channels, teacher.tasks, teacher.keypoints)
+
+
+def _refuse_beside_saved(config: TeacherConfig) -> None:
+    usual = {name: field.default for name, field in TeacherConfig.model_fields.items()}
+    given = next((name for name in OF_ASKED if getattr(config, name) != usual[name]), None)
+    if given is not None:
+        raise ConfigError(
+            f"teacher {config.weights}: is a folder of saved outputs, and {given} is for a teacher that is asked; "
+            f"leave {given} out, as outputs stay as they were written"
+        )
 
 
 def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int, maps: bool) -> Lessons:

@@ -110,6 +110,17 @@ def test_a_folder_alone_can_teach_and_says_when_a_picture_is_missing(weights: st
         alone.lessons.ask(images(seed=1))()
 
 
+@pytest.mark.parametrize("option", [{"size": 96}, {"classes": "by-number"}, {"graph": "yolov8n.yaml"}])
+def test_what_is_for_a_teacher_that_is_asked_is_refused_beside_saved_outputs(
+    option: dict[str, object], weights: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "lessons"
+    opened(weights, folder)
+    content = {"weights": str(folder), "output": {"scaled": 1}, **option}
+    with pytest.raises(ConfigError, match=f"is a folder of saved outputs, and {next(iter(option))} is for a teacher"):
+        open_lessons(TeacherConfig.model_validate(content), tiny_model(**BRANCHES), SIZE, CPU)
+
+
 def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
     opened(weights, folder)

@@ -134,6 +134,16 @@ def test_a_teacher_that_weighs_nothing_takes_over_no_labels(
         train(make_model(), folder, plan=plan, config=config, out=tmp_path / "run", progress=False)
 
 
+def test_a_teacher_that_labels_are_pushed_through_takes_over_none(
+    bare: Path, make_model: MakeModel, config: TrainConfig, tmp_path: Path
+) -> None:
+    teacher = {"weights": "none.pt", "features": [{"method": "gradient"}, {"method": "cwd", "weight": 0}]}
+    plan = {"stages": [{"name": "pushed", "distill": {"teachers": [teacher]}}]}
+    folder = tmp_path / "images" / "train"
+    with pytest.raises(DataError, match=r"no image is labelled for .* from which stage 'pushed' learns"):
+        train(make_model(), folder, plan=plan, config=config, out=tmp_path / "run", progress=False)
+
+
 def test_a_model_with_adapters_may_align_them_instead(bare: Path, config: TrainConfig, tmp_path: Path) -> None:
     graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
     levels = {"name": "features", "levels": {8: 6, 16: 8, 32: 12}}

@@ -42,7 +42,7 @@ def _labelled(stage: Stage, model: Model, split: Split) -> bool:
     elsewhere."""
     wanted = stage.config.tasks or model.tasks
     known = all(task in model.tasks for task in wanted)
-    has_teacher = stage.config.distill is not None and stage.config.distill.soft > 0
+    has_teacher = stage.config.distill is not None and stage.config.distill.does_without_labels
     return has_teacher or not known or any(task in split.taught for task in wanted)
 
 
