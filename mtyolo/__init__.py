@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtyolo.api import export as export
     from mtyolo.api import train as train
     from mtyolo.api import validate as validate
     from mtyolo.checkpoint import load as load
@@ -44,6 +45,7 @@ _HOMES = {
     "Targets": "mtyolo.structures",
     "TrainConfig": "mtyolo.config.training",
     "build": "mtyolo.opening",
+    "export": "mtyolo.api",
     "load": "mtyolo.checkpoint",
     "losses": "mtyolo.training.objectives.tasks",
     "open_model": "mtyolo.opening",

@@ -21,9 +21,12 @@ from mtyolo.errors import ConfigError
 from mtyolo.evaluation import validate as evaluation
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.pictures import comparison
+from mtyolo.exported import ExportedModel
+from mtyolo.exporting.export import Export
+from mtyolo.exporting.export import export as write_onnx
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model
-from mtyolo.opening import build, open_model, open_to_judge
+from mtyolo.opening import build, not_exported, open_model, open_to_judge
 from mtyolo.structures import Batch
 from mtyolo.training.batches.stored import validation_batches
 from mtyolo.training.records.judging import Judge
@@ -89,8 +92,31 @@ def _opened(model: object, **options: Any) -> Model:
     raise ConfigError(f"model: expected a model, a file, or the content of one, got {type(model).__name__}")
 
 
-def validate(
+def export(
     model: Model | str | Path,
+    path: str | Path,
+    *,
+    size: int | None = None,
+    batch: int | None = None,
+    inputs: str | None = None,
+    opset: int | None = None,
+    extractors: Registry | None = None,
+    adapters: Registry | None = None,
+    trust: bool = False,
+) -> Export:
+    """Write a model to an ONNX file; `mtyolo.exporting.export.export` explains the arguments.
+
+    model: or a path, which is opened. extractors, adapters: your own classes by name, for such. trust: import
+    `package.module:Class` that its file names.
+    """
+    if not isinstance(model, Model):
+        check_paths("model", model=model)
+        model = open_model(model, extractors=extractors, adapters=adapters, trust=trust)
+    return write_onnx(model, path, size=size, batch=batch, inputs=inputs, opset=opset)
+
+
+def validate(
+    model: Model | ExportedModel | str | Path,
     data: Data,
     *,
     split: str = "val",
@@ -108,23 +134,23 @@ def validate(
     import `package.module:Class` that its file names.
     """
     own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
-    if not isinstance(model, Model):
+    if not isinstance(model, Model | ExportedModel):
         check_paths("model", model=model)
     check_paths(features=features)
-    opened = model if isinstance(model, Model) else open_to_judge(model, data, features=features, **own)
+    opened = open_to_judge(model, data, features=features, **own) if isinstance(model, str | Path) else model
     images = load_split(data, split)
     if features is not None:
         options["loader"] = stored_batches(opened, images, features, options.get("batch", 8))
     return evaluation.validate(opened, images, size=size, **options)
 
 
-def stored_batches(model: Model, split: Split, directory: str | Path, batch: int) -> DataLoader[Batch]:
+def stored_batches(model: Model | ExportedModel, split: Split, directory: str | Path, batch: int) -> DataLoader[Batch]:
     """A split's features from a store, to validate with. Raises StoreError where they are not this model's, ConfigError
     for a batch of nothing."""
     check_counts(batch=batch)
-    store = FeatureStore.open(directory)
-    store.check(model, split, store.manifest.size)
+    takes_features, store = not_exported(model), FeatureStore.open(directory)
+    store.check(takes_features, split, store.manifest.size)
     return validation_batches(store, split, batch)
 
 
-__all__ = ["build", "open_model", "open_to_judge", "stored_batches", "train", "validate"]
+__all__ = ["build", "export", "open_model", "open_to_judge", "stored_batches", "train", "validate"]

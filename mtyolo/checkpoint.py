@@ -17,7 +17,7 @@ from mtyolo.config.model import AdaptersConfig, ModelConfig
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.extractors.base import GivenFeatures
 from mtyolo.extractors.pretrained import identity_of
-from mtyolo.files import existing, replacing
+from mtyolo.files import EXPORTED, existing, replacing
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
 
@@ -69,6 +69,7 @@ def load(
             f"{path}: a model file, which has no weights inside; mtyolo.build opens it, with weights=…"
         )
     path = existing(path)
+    refuse_exported(path)
     if path.suffix != SUFFIX:
         return _load_official(path)
     saved = read_weights(path)
@@ -88,6 +89,15 @@ def load(
             check_extractor(path, saved.identity, identity_of(model.extractor))
     _fill(path, model, state)
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def refuse_exported(path: Path | str) -> None:
+    """Raises CheckpointError where weights are wanted."""
+    if Path(path).suffix == EXPORTED:
+        raise CheckpointError(
+            f"{path}: an exported network finds (predict) and is judged (val), no more; for all else name the weights "
+            "that it was exported from"
+        )
 
 
 def _load_official(path: Path) -> Model:

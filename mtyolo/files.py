@@ -28,7 +28,8 @@ LOCK_SECONDS = 0.05
 LETTERS_KEPT = 40
 """Of a name in the temporary one, which is longer: file systems take 255 bytes, and a letter has up to four."""
 
-WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+EXPORTED = ".onnx"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors", EXPORTED)
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Weights in a run's folder."""
 

@@ -148,8 +148,7 @@ class Model(nn.Module):
         with torch.no_grad():
             return instances(
                 outputs,
-                self.anchors,
-                self.strides,
+                self.decode(outputs),
                 size=(height * finest, width * finest),
                 confidence=confidence,
                 iou=iou,
@@ -237,7 +236,7 @@ class Model(nn.Module):
             )
 
 
-def forward(model: Model, batch: Batch) -> Outputs:
+def forward(model: nn.Module, batch: Batch) -> Outputs:
     """A batch of pictures (uint8), of stored features, or of both through the model."""
     images = None if batch.images is None else pixels(batch.images)
     # Teachers and others who are validated like a model take images alone.

@@ -16,8 +16,9 @@ from mtyolo.data.records import names_differ
 from mtyolo.data.sources import SPLITS, Data, read_data
 from mtyolo.data.split import load_split
 from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.exported import ExportedModel, open_exported
 from mtyolo.features.standin import refuse_images_alone, stand_in
-from mtyolo.files import WEIGHT_SUFFIXES
+from mtyolo.files import EXPORTED, WEIGHT_SUFFIXES
 from mtyolo.graph.official import read_official
 from mtyolo.inheritance import inherit
 from mtyolo.model import Model
@@ -49,6 +50,7 @@ def build(
     check_paths(weights=weights, features=features)
     names, points = classes_and_points(data) if data is not None else (None, None)
     names = names or None  # pictures alone have none
+    checkpoint.refuse_exported(weights or "")
     earlier = weights is not None and Path(weights).suffix == ".safetensors"
     model = assembly.build(
         config,
@@ -89,7 +91,7 @@ def open_model(
         return build(path, data=data, weights=weights, features=features, **own)
     if weights is not None:
         raise ConfigError(f"{path} holds weights already; name a model file to join it with {weights}")
-    if path.suffix == ".safetensors" or data is None:
+    if path.suffix in (checkpoint.SUFFIX, EXPORTED) or data is None:
         model = checkpoint.load(path, stand_in=None if features is None else stand_in(features), **own)
         if features is not None:
             refuse_images_alone(features, model)
@@ -99,10 +101,31 @@ def open_model(
     return build(config, data=data, features=features)
 
 
-def open_to_judge(path: str | Path, data: Data, **options: Any) -> Model:
-    """`open_model`, where what it predicts will be judged. Raises CheckpointError where it knows none of the classes,
-    and warns where it knows some: fresh rows find nothing."""
-    model = open_model(path, data=data, **options)
+def open_to_find(
+    path: str | Path, *, weights: str | Path | None = None, features: str | Path | None = None, **options: Any
+) -> Model | ExportedModel:
+    """`open_model`, or a network that `mtyolo.export` wrote: whatever finds something."""
+    if Path(path).suffix != EXPORTED:
+        return open_model(path, weights=weights, features=features, **options)
+    for name, given in {"weights": weights, "features": features}.items():
+        if given is not None:
+            raise ConfigError(f"{path}: an exported network takes no {name}; leave them out, or name what it is of")
+    return open_exported(path)
+
+
+def not_exported(model: Model | ExportedModel) -> Model:
+    """Before it meets a feature store. Raises ConfigError."""
+    if isinstance(model, ExportedModel):
+        raise ConfigError(f"{model.path}: an exported network takes no feature store; leave features out")
+    return model
+
+
+def open_to_judge(path: str | Path, data: Data, **options: Any) -> Model | ExportedModel:
+    """The same, where what it predicts will be judged. Raises CheckpointError where it knows none of the classes, and
+    warns where it knows some: fresh rows find nothing."""
+    model = open_to_find(path, data=data, **options)
+    if isinstance(model, ExportedModel):
+        return model
     fresh = model.fresh_classes
     if fresh:
         own = Path(path).suffix == checkpoint.SUFFIX  # which knows of itself what it was not taught

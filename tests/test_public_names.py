@@ -22,6 +22,7 @@ PUBLIC = [
     "TrainConfig",
     "__version__",
     "build",
+    "export",
     "load",
     "losses",
     "open_model",

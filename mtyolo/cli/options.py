@@ -36,7 +36,7 @@ Model = Annotated[
         "-m",
         callback=model_there,
         help="A model file (.yaml, your own or one that ships with mtyolo), an official YOLOv5 checkpoint (.pt), "
-        "or weights that mtyolo wrote (.safetensors).",
+        "or weights that mtyolo wrote (.safetensors); for val and predict also what export wrote (.onnx).",
     ),
 ]
 Data = Annotated[

@@ -48,11 +48,11 @@ def predict(
     from mtyolo.device import find_device
     from mtyolo.errors import DataError
     from mtyolo.memory import kept_memory
-    from mtyolo.opening import open_model
+    from mtyolo.opening import open_to_find
     from mtyolo.prediction.predict import stream
 
     found = find_device(device)
-    opened = open_model(model, weights=weights, features=features, trust=trust)
+    opened = open_to_find(model, weights=weights, features=features, trust=trust)
     problems, described, lines = Problems(), [], []
     with progress_bar("predict") as progress, kept_memory():
         results = stream(

@@ -11,12 +11,16 @@ from mtyolo.errors import ConfigError
 
 def check_arguments(*, size: int | None, batch: int, confidence: float, iou: float, limit: int) -> None:
     """Raises ConfigError naming the first that can not be what was meant. size: None for the model's own."""
-    if size is not None and (not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE):
-        raise ConfigError(f"size={size!r}: expected a whole number of pixels from 1 to {LARGEST_SIDE}")
+    check_size(size)
     check_counts(batch=batch, limit=limit)
     for name, share in (("confidence", confidence), ("iou", iou)):
         if not isinstance(share, Real) or not 0 <= share <= 1:  # nan is not between them either
             raise ConfigError(f"{name}={share!r}: expected a number from 0 to 1")
+
+
+def check_size(size: int | None) -> None:
+    if size is not None and (not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE):
+        raise ConfigError(f"size={size!r}: expected a whole number of pixels from 1 to {LARGEST_SIDE}")
 
 
 def check_counts(**counts: int) -> None:

@@ -12,16 +12,18 @@ from torch.utils.data import DataLoader
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
 from mtyolo.drawing import draw_comparison, truths_of
+from mtyolo.exported import ExportedModel
 from mtyolo.features.dataset import make_store_loader
 from mtyolo.features.reader import FeatureStore
 from mtyolo.geometry import fitting_side
 from mtyolo.model import Model, forward
 from mtyolo.modes import evaluating
+from mtyolo.opening import not_exported
 from mtyolo.structures import Batch
 
 
 def comparison(
-    model: Model,
+    model: Model | ExportedModel,
     split: Split,
     *,
     size: int | None = None,
@@ -51,8 +53,8 @@ def _pictures(split: Split, size: int) -> DataLoader[Batch]:
     return make_loader(Dataset(split, size, cache_bytes=0), len(split), shuffle=False, workers=0, seed=0)
 
 
-def _stored(model: Model, split: Split, directory: str | Path) -> DataLoader[Batch]:
+def _stored(model: Model | ExportedModel, split: Split, directory: str | Path) -> DataLoader[Batch]:
     """Features, with the pictures beside them."""
     store = FeatureStore.open(directory, "stream")
-    store.check(model, split, store.manifest.size)
+    store.check(not_exported(model), split, store.manifest.size)
     return make_store_loader(store, split, len(split), augment=None, shuffle=False, seed=0, pixels=True, finite=True)

@@ -18,6 +18,7 @@ from mtyolo.evaluation.keypoints import KeypointPrecision
 from mtyolo.evaluation.masks import MOST_MASKS, MaskPrecision
 from mtyolo.evaluation.metrics import Metrics
 from mtyolo.evaluation.precision import BoxPrecision, Judge
+from mtyolo.exported import ExportedModel
 from mtyolo.features.finite import check_extracted
 from mtyolo.geometry import fitting_side
 from mtyolo.memory import kept_memory
@@ -39,7 +40,7 @@ class Loader(Sized, Protocol):
 
 @kept_memory()
 def validate(
-    model: Model,
+    model: Model | ExportedModel,
     split: Split,
     *,
     size: int | None = None,
@@ -94,7 +95,7 @@ def validate(
     return Metrics({task: judge.compute() for task, judge in judges.items()}, clock.seconds_per_image())
 
 
-def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) -> dict[str, Judge]:
+def make_judges(model: Model | ExportedModel, split: Split, tasks: Sequence[str] | None = None) -> dict[str, Judge]:
     """A judge for each task, after checking that model and split speak of the same classes, points and tasks."""
     if len(model.names) != len(split.names):
         raise ConfigError(
@@ -119,7 +120,7 @@ def make_judges(model: Model, split: Split, tasks: Sequence[str] | None = None) 
     return {task: _judge(task, model, split) for task in wanted}
 
 
-def _judge(task: str, model: Model, split: Split) -> Judge:
+def _judge(task: str, model: Model | ExportedModel, split: Split) -> Judge:
     if task == "detect":
         return BoxPrecision(split.names)
     if task == "segment":
@@ -135,7 +136,7 @@ def _judge(task: str, model: Model, split: Split) -> Judge:
 def _judge_image(
     judges: dict[str, Judge],
     record: ImageRecord,
-    model: Model,
+    model: Model | ExportedModel,
     outputs: Outputs,
     batch: Batch,
     number: int,

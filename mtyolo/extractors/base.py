@@ -76,7 +76,8 @@ def features_of(extractor: nn.Module, images: Tensor) -> Pyramid:
     trains = extractor.training or (
         torch.is_grad_enabled() and any(parameter.requires_grad for parameter in extractor.parameters())
     )
-    if trains or images.requires_grad or images.device.type != "cpu" or len(images) <= CACHED:
+    at_once = images.requires_grad or images.device.type != "cpu" or torch.compiler.is_compiling()
+    if trains or at_once or len(images) <= CACHED:
         return _checked(extractor, images)
     parts = [_checked(extractor, some) for some in images.split(CACHED)]
     return {stride: torch.cat([part[stride] for part in parts]) for stride in parts[0]}

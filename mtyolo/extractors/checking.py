@@ -31,7 +31,7 @@ def check_pyramid(pyramid: Pyramid, levels: Sequence[Level], size: Size | None) 
         height, width = shape[1:3] if shape[1] != channels == shape[3] else shape[2:]
         size = (height * finest, width * finest)
     for level in levels:
-        _check_shape(level, pyramid[level.stride], size, images=len(pyramid[min(levels).stride]))
+        _check_shape(level, pyramid[level.stride], size, images=pyramid[min(levels).stride].shape[0])
     return size
 
 

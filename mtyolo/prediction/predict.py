@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from mtyolo.data.cache import resize
 from mtyolo.data.records import Problems
 from mtyolo.device import find_device
 from mtyolo.errors import DataError
+from mtyolo.exported import ExportedModel
 from mtyolo.features.finite import check_extracted
 from mtyolo.features.standin import stand_in
+from mtyolo.files import EXPORTED
 from mtyolo.geometry import PADDING_GREY, fitting_side, letterbox_of, resized_shape
 from mtyolo.model import Model
 from mtyolo.modes import evaluating
+from mtyolo.opening import not_exported, open_to_find
 from mtyolo.prediction.results import Result
 from mtyolo.prediction.sources import Inputs, Picture, Source, Sources, find_sources
 from mtyolo.prediction.stored import StoredInputs
@@ -34,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 def predict(
-    model: Model | str | Path,
+    model: Model | ExportedModel | str | Path,
     sources: Sources,
     *,
     size: int | None = None,
@@ -52,14 +56,15 @@ def predict(
 ) -> list[Result]:
     """What the model finds in each image, in the order of the sources.
 
-    model: a model, or a checkpoint's path. sources: image files, folders, globs, uint8 RGB arrays, PIL images, or a
-    list of these. size: square network input in pixels, rounded up to a multiple of the model's largest stride; by
-    default the one that the model was trained at, 640 where it does not know. confidence, iou, limit: least score,
-    non-maximum suppression within a class, most detections of an image; the first two defaults are those of the
-    official predict, which keeps up to 1000. device: the model is moved there, `auto` is the machine's accelerator; by
-    default it stays. problems: takes note of images that can not be used; by default they are logged. features: a store
-    that holds the features of these image files, for a model whose extractor is not there; then `size` is the store's.
-    extractors, adapters: your own classes by name, for a checkpoint that has them. trust: import `package.module:Class`
+    model: a model, or the path of a checkpoint or of an exported network. sources: image files, folders, globs, uint8
+    RGB arrays, PIL images, or a list of these. size: square network input in pixels, rounded up to a multiple of the
+    model's largest stride; by default the one that the model was trained at, 640 where it does not know. confidence,
+    iou, limit: least score, non-maximum suppression within a class, most detections of an image; the first two defaults
+    are those of the official predict, which keeps up to 1000. device: the model is moved there, `auto` is the machine's
+    accelerator; by default it stays. problems: takes note of images that can not be used; by default they are logged.
+    features: a store that holds the features of these image files, for a model whose extractor is not there; then
+    `size` is the store's. extractors, adapters: your own classes by name, for a checkpoint that has them. trust: import
+    `package.module:Class`
     that it names. Masks of thousands of images fill the memory: use `stream` for those. Raises DataError if there is
     nothing to read, or nothing can be used; ConfigError naming an argument that can not be meant.
     """
@@ -84,7 +89,7 @@ def predict(
 
 
 def stream(
-    model: Model | str | Path,
+    model: Model | ExportedModel | str | Path,
     sources: Sources,
     *,
     size: int | None = None,
@@ -105,15 +110,15 @@ def stream(
     place = None if device is None else find_device(device)
     found = find_sources(sources)
     check_paths(features=features)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model | ExportedModel):
         check_paths("model", model=model)
-        given = None if features is None else stand_in(features)
-        model = load(model, extractors=extractors, adapters=adapters, stand_in=given, trust=trust)
+        own: dict[str, Any] = {"extractors": extractors, "adapters": adapters, "trust": trust}
+        model = _opened(Path(model), features, **own)
     if place is not None:
         model.to(place)
     noted = Problems() if problems is None else problems
     side = fitting_side(model.usual_size if size is None else size, model.largest_stride)
-    inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, model)
+    inputs_of = partial(_fitted, side=side) if features is None else StoredInputs(features, not_exported(model))
     read = 0
     for start in range(0, len(found), batch):
         inputs = inputs_of(found[start : start + batch], noted)
@@ -127,6 +132,12 @@ def stream(
         raise DataError(f"none of {len(found)} images can be used; the first: {_first(noted)}")
     if problems is None and len(noted):
         logger.warning("%s", noted.summary())
+
+
+def _opened(path: Path, features: str | Path | None, **own: Any) -> Model | ExportedModel:
+    if path.suffix == EXPORTED:
+        return open_to_find(path, features=features)
+    return load(path, stand_in=None if features is None else stand_in(features), **own)
 
 
 def _fitted(sources: Sequence[Source], problems: Problems, *, side: int) -> Inputs:
@@ -146,7 +157,9 @@ def _first(problems: Problems) -> str:
     return str(next(iter(problems.examples.values()))[0])
 
 
-def _detect(model: Model, inputs: Inputs, confidence: float, iou: float, limit: int) -> list[Detections]:
+def _detect(
+    model: Model | ExportedModel, inputs: Inputs, confidence: float, iou: float, limit: int
+) -> list[Detections]:
     """Detections on the CPU, in pixels of each picture."""
     if not inputs.sources:
         return []
@@ -158,7 +171,8 @@ def _detect(model: Model, inputs: Inputs, confidence: float, iou: float, limit: 
             assert inputs.images is not None, "one of the two is there"
             images = inputs.images.to(device)
             outputs = model(images.float().div_(255))
-            check_extracted(model, images, outputs, [source.path or "an array" for source in inputs.sources])
+            if isinstance(model, Model):
+                check_extracted(model, images, outputs, [source.path or "an array" for source in inputs.sources])
         found = model.detections(outputs, inputs.letterboxes, confidence=confidence, iou=iou, limit=limit)
     return [detections.to("cpu") for detections in found]
 

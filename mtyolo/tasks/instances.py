@@ -11,7 +11,6 @@ from mtyolo.config.model import KeypointConfig
 from mtyolo.errors import DataError
 from mtyolo.geometry import boxes_to_original, default_sigmas, points_to_original, xyxy_to_cxcywh
 from mtyolo.structures import Detections, KeypointOutputs, Letterbox, Outputs
-from mtyolo.tasks.detect.decode import decode
 from mtyolo.tasks.keypoint.decode import points_of
 from mtyolo.tasks.keypoint.heatmaps import refine, windows
 from mtyolo.tasks.segment.decode import compose_masks
@@ -20,8 +19,7 @@ from mtyolo.tasks.select import Selection, select
 
 def instances(
     outputs: Outputs,
-    anchors: Tensor,
-    strides: Sequence[int],
+    decoded: Tensor,
     *,
     size: tuple[int, int],
     confidence: float = 0.25,
@@ -33,19 +31,19 @@ def instances(
 ) -> list[Detections]:
     """Boxes, masks and keypoints of each image of a batch, best first.
 
-    anchors: [L, A, 2] pixels. size: height and width of the network input. letterboxes: how each image was fitted into
-    it; with them all results are in original pixels, else in those of the input. confidence, iou, limit, multi_label:
-    as in `select`. keypoint: what the model knows of its points.
+    decoded: [B, R, 5 + classes], of the same outputs. size: height and width of the network input. letterboxes: how
+    each image was fitted into it; with them all results are in original pixels, else in those of the input.
+    confidence, iou, limit, multi_label: as in `select`. keypoint: what the model knows of its points.
     Raises DataError where images and letterboxes differ in number.
     """
-    images = len(outputs.detect[0])
+    images = len(decoded)
     if letterboxes is not None and len(letterboxes) != images:
         raise DataError(
             f"letterboxes: expected one for each image of the batch, {images}, got {len(letterboxes)}; without "
             "letterboxes=, all is in pixels of the network input"
         )
     places: Sequence[Letterbox | None] = [None] * images if letterboxes is None else letterboxes
-    kept = select(decode(outputs.detect, anchors, strides), confidence, iou, limit, multi_label)
+    kept = select(decoded, confidence, iou, limit, multi_label)
     return [
         image_instances(outputs, number, selection, size, letterbox, keypoint)
         for number, (selection, letterbox) in enumerate(zip(kept, places, strict=True))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtyolo.structures import KeypointOutputs, MaskOutputs, Outputs, Targets
+from mtyolo.tasks.detect.decode import decode
 
 HEIGHT, WIDTH, IMAGES, CLASSES, POINTS, PROTOTYPES = 96, 128, 4, 5, 3, 8
 
@@ -18,6 +19,10 @@ class Scene(NamedTuple):
     anchors: Tensor
     strides: list[int]
     shapes: list[tuple[int, int]]
+
+    @property
+    def decoded(self) -> Tensor:
+        return decode(self.outputs.detect, self.anchors, self.strides)
 
     def leaves(self) -> list[Tensor]:
         outputs = self.outputs

@@ -30,7 +30,7 @@ def planted(scene: Scene) -> Scene:
 def test_an_object_is_found_where_it_was_planted(scene: Scene) -> None:
     scene = planted(scene)
     with torch.no_grad():
-        found = instances(scene.outputs, scene.anchors, scene.strides, size=SIZE)
+        found = instances(scene.outputs, scene.decoded, size=SIZE)
     assert [len(image) for image in found] == [0, 0, 1, 0]
     assert found[0].masks.shape == (0, *SIZE)
     assert found[0].keypoints.shape == (0, POINTS, 3)
@@ -49,7 +49,7 @@ def test_with_letterboxes_all_is_in_original_pixels(scene: Scene) -> None:
     scene = planted(scene)
     letterbox = Letterbox(ratio=0.5, left=4, top=10, height=152, width=240)
     with torch.no_grad():
-        found = instances(scene.outputs, scene.anchors, scene.strides, size=SIZE, letterboxes=[letterbox] * 4)[2]
+        found = instances(scene.outputs, scene.decoded, size=SIZE, letterboxes=[letterbox] * 4)[2]
     assert found.size == (152, 240)
     assert found.boxes_xyxy[0].tolist() == pytest.approx([138, 31, 198, 152])  # the bottom, at 153, is clipped
     assert found.keypoints[0, :, :2].flatten().tolist() == pytest.approx([198, 153, 168, 92, 138, 92])
@@ -62,7 +62,7 @@ def test_with_letterboxes_all_is_in_original_pixels(scene: Scene) -> None:
 def test_letterboxes_of_other_images_than_the_batchs_are_refused(count: int, scene: Scene) -> None:
     letterboxes = [Letterbox(ratio=0.5, left=4, top=10, height=152, width=240)] * count
     with pytest.raises(DataError, match=rf"^letterboxes: expected one for each image of the batch, 4, got {count};"):
-        instances(scene.outputs, scene.anchors, scene.strides, size=SIZE, letterboxes=letterboxes)
+        instances(scene.outputs, scene.decoded, size=SIZE, letterboxes=letterboxes)
 
 
 def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None:
@@ -76,8 +76,7 @@ def test_points_move_to_the_peaks_of_their_images_heatmaps(scene: Scene) -> None
     with torch.no_grad():
         found = instances(
             scene.outputs._replace(keypoint=keypoint),
-            scene.anchors,
-            scene.strides,
+            scene.decoded,
             size=SIZE,
             letterboxes=[letterbox] * 4,
         )[2]
@@ -94,7 +93,7 @@ def test_how_exactly_points_are_placed_decides_how_far_heatmaps_move_them(scene:
     def points(sigmas: list[float] | None) -> torch.Tensor:
         keypoint = KeypointConfig(sigmas=sigmas)
         with torch.no_grad():
-            found = instances(outputs, scene.anchors, scene.strides, size=SIZE, keypoint=keypoint)
+            found = instances(outputs, scene.decoded, size=SIZE, keypoint=keypoint)
         return found[2].keypoints
 
     assert torch.equal(points(None), points([1 / POINTS] * POINTS))
@@ -107,15 +106,13 @@ def test_points_of_classes_that_have_none_are_not_visible(
 ) -> None:
     scene = planted(scene)  # of class 2
     with torch.no_grad():
-        found = instances(
-            scene.outputs, scene.anchors, scene.strides, size=SIZE, keypoint=KeypointConfig(classes=classes)
-        )[2]
+        found = instances(scene.outputs, scene.decoded, size=SIZE, keypoint=KeypointConfig(classes=classes))[2]
     assert found.keypoints[0, :, 2].round().tolist() == visible
 
 
 def test_a_detector_alone_gives_boxes_alone(scene: Scene) -> None:
     outputs = planted(scene).outputs._replace(segment=None, keypoint=None)
-    found = instances(outputs, scene.anchors, scene.strides, size=SIZE)[2]
+    found = instances(outputs, scene.decoded, size=SIZE)[2]
     assert found.masks is None
     assert found.keypoints is None
     assert len(found) == 1
