@@ -38,14 +38,14 @@ def own_backbone(test_data: Path, coco_mini: Path) -> Model:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [lite0, own_backbone])
-def test_three_tasks_train_before_a_frozen_detector(make, test_data: Path, coco_mini: Path, tmp_path: Path) -> None:
+def test_three_tasks_train_before_a_frozen_detector(make, test_data: Path, coco_few: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = make(test_data, coco_mini)
+    model = make(test_data, coco_few)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = TrainConfig(
         epochs=4, imgsz=128, batch=8, optimizer="adamw", lr=0.002, workers=0, augment=STILL, val_every=4, device="cpu"
     )
-    run = train(model, coco_mini, plan=FROZEN, config=config, out=tmp_path, progress=False)
+    run = train(model, coco_few, plan=FROZEN, config=config, out=tmp_path, progress=False)
 
     epochs = [row for row in run.results if row["stage"] == "frozen"]
     names = [name for name in epochs[0] if name.startswith("loss/")]
@@ -61,7 +61,7 @@ def test_three_tasks_train_before_a_frozen_detector(make, test_data: Path, coco_
     assert [name for name in detector if not torch.equal(before[name], after[name])] == []
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("branches.keypoint"))
 
-    metrics = validate(run.last, coco_mini, size=128).as_dict()
+    metrics = validate(run.last, coco_few, size=128).as_dict()
     assert {"detect/AP", "segment/AP", "keypoint/AP"} <= metrics.keys()
     assert (tmp_path / "train_batch.jpg").stat().st_size > 10_000
 

@@ -34,10 +34,10 @@ def snippets(document: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, test_data: Path, coco_mini: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, test_data: Path, coco_few: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a reader stands, with the files that the snippets name."""
-    (tmp_path / "coco_mini.yaml").write_text(coco_mini.read_text())
-    (tmp_path / "coco.yaml").write_text(coco_mini.read_text())
+    (tmp_path / "coco_mini.yaml").write_text(coco_few.read_text())
+    (tmp_path / "coco.yaml").write_text(coco_few.read_text())
     (tmp_path / "yolov5n.pt").symlink_to(test_data / "weights/yolov5n.pt")
     (tmp_path / "bus.jpg").symlink_to(test_data / "images/bus.jpg")
     monkeypatch.chdir(tmp_path)
