@@ -37,8 +37,8 @@ class RunState:
     ema: Ema
     run: Run
     settings: Settings
-    splits: dict[str, str] = field(default_factory=dict)
-    """Name -> fingerprint."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of what was there at the start: by name of splits, by path of teachers' files."""
     position: Position = field(default_factory=Position)
     means: Means = field(default_factory=Means)
     """Of the losses of the epoch that is going on."""
@@ -59,7 +59,7 @@ class RunState:
         """Write everything to the run's folder. work: None between stages."""
         content = {
             "settings": asdict(self.settings),
-            "splits": self.splits,
+            "given": self.given,
             "model": self.model.state_dict(),
             "extractor": extractor.identity if isinstance(extractor := self.model.extractor, GivenFeatures) else {},
             "ema": self.ema.state_dict(),

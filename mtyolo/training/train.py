@@ -24,7 +24,7 @@ from mtyolo.training.batches.stored import open_store
 from mtyolo.training.batches.unlabelled import refuse_unlabelled
 from mtyolo.training.between import Tools, begin_run, begin_stage, end_epoch, end_stage, say_teachers
 from mtyolo.training.moved import with_data_at
-from mtyolo.training.objectives.distilling import refuse_unjudged
+from mtyolo.training.objectives.distilling import refuse_unjudged, teachers_files
 from mtyolo.training.optimizer import set_rates
 from mtyolo.training.processes import (
     any_process,
@@ -122,12 +122,12 @@ def train_in_group(
             saved = read_state(resume)  # once more: another process may have gone on until it gave the folder away
         shown = progress and is_first()
         state = make_state(model, settings, folder, device, saved)
-        state.splits = {split.name: split.fingerprint() for split in whole if split is not None}
+        state.given = {split.name: split.fingerprint() for split in whole if split is not None} | teachers_files(plan)
         store = open_store(place, model, splits, config, stages, device) if (place := settings.features) else None
         say = Display(shown).say
         if not followed:
             say_problems(splits, say)
-        say_change(saved, state.splits, say)
+        say_change(saved, state.given, say)
         if plan.assistants:
             learn = partial(train_in_group, data=opened, judge=judge, progress=progress, own=own, followed=True)
             assistants = Assistants(state, whole[0], opened, config, learn, say, own)

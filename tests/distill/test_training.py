@@ -154,6 +154,20 @@ def test_a_run_with_a_teacher_goes_on_to_the_same_weights(
         assert all(torch.equal(first[name], second[name]) for name in first), stop_after
 
 
+def test_another_teacher_in_the_place_of_the_first_is_said(
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copy(weights, tmp_path / "mine.safetensors"))
+    interrupted_after(1, monkeypatch, weights=str(mine), data=data, out=tmp_path / "run", output={"scaled": 1.0})
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    train(data=data, resume=tmp_path / "again")
+    assert "is not the file of the run's start" not in capsys.readouterr().out.replace("\n", " ")
+    save_weights(tiny_model(seed=2), mine)
+    train(data=data, resume=tmp_path / "run")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"teacher {mine}: is not the file of the run's start: the run goes on, but" in said.replace("  ", " ")
+
+
 def test_of_what_terms_learn_only_biases_do_not_decay(
     weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def test_a_resumed_run_still_knows_its_data(
 ) -> None:
     run = boxes_alone(make_model(), blind, config, tmp_path / "run")
     state = torch.load(run.out / "state.pt", weights_only=True)
-    assert state["splits"] == {split: load_split(blind, split).fingerprint() for split in ("train", "val")}
+    assert state["given"] == {split: load_split(blind, split).fingerprint() for split in ("train", "val")}
 
 
 def test_validation_says_nothing_of_mirrors(

@@ -48,9 +48,9 @@ def say_problems(splits: tuple[Split, Split | None], say: Callable[[str], None])
 
 
 def say_change(saved: Mapping[str, Any] | None, fingerprints: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Of a resumed run, whether its splits are still those of its start. saved: its state. fingerprints: of now, by
-    name."""
-    before = (saved or {}).get("splits", fingerprints)  # earlier versions looked at boxes alone
+    """Of a resumed run, whether its splits, and its teachers' files, are still those of its start. saved: its state.
+    fingerprints: of now, by name."""
+    before = (saved or {}).get("given", fingerprints)
     if before.get("train") != fingerprints.get("train"):
         say("the training images or labels are not those of the run's start: it goes on, but not to the same weights")
     if before.get("val") != fingerprints.get("val"):
@@ -58,6 +58,9 @@ def say_change(saved: Mapping[str, Any] | None, fingerprints: Mapping[str, str],
             "the validation images or labels are not those of the run's start: metrics of before do not compare with "
             "those to come, and the best weights may be of either"
         )
+    for name in before.keys() & fingerprints.keys() - {"train", "val"}:
+        if before[name] != fingerprints[name]:
+            say(f"teacher {name}: is not the file of the run's start: the run goes on, but not to the same weights")
 
 
 def _check(split: Split, model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,14 @@ def name_classes(student: Model, plan: PlanConfig, own: Own | None = None) -> No
             student.names = dict(names)
             student.config = student.config.model_copy(update={"names": dict(names)}).with_unknown(fresh)
             return
+
+
+def teachers_files(plan: PlanConfig) -> dict[str, str]:
+    """Path -> SHA-256 of the teachers that are files now; others are made on the way, or say themselves what they are."""
+    stages = [stage for learner in (*plan.assistants, plan) for stage in learner.stages]
+    teachers = {teacher.weights for stage in stages if stage.distill for teacher in stage.distill.teachers}
+    paths = {name: resolve_beside(name, Path("plan.yaml")) for name in sorted(teachers)}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None}
 
 
 def stage_distiller(
@@ -187,4 +196,5 @@ __all__ = [
     "repeats",
     "stage_distiller",
     "teacher_reports",
+    "teachers_files",
 ]
