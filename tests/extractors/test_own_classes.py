@@ -76,9 +76,10 @@ def test_what_only_timm_models_are_told_is_not_ignored(config: dict[str, Any]) -
 
 def test_levels_may_be_plain_pairs_and_keep_their_order() -> None:
     """Adapters count what comes in this order, in weights that were saved."""
-    found = made(arguments={"levels": [(16, 4), np.array([8, 4])]}).levels
-    assert found == (Level(16, 4), Level(8, 4))
-    assert all(isinstance(level, Level) for level in found)
+    for said in ([(16, 4), np.array([8, 4])], [Level(*np.array([16, 4])), Level(8, 4)]):
+        found = made(arguments={"levels": said}).levels
+        assert found == (Level(16, 4), Level(8, 4))
+        assert all(isinstance(level, Level) and all(type(number) is int for number in level) for level in found)
 
 
 def test_levels_may_be_a_property() -> None:
@@ -89,7 +90,7 @@ def test_levels_may_be_a_property() -> None:
     assert fixed.levels == (Level(8, 4), Level(16, 4))
 
 
-@pytest.mark.parametrize("levels", [{8: 4}, [8, 16], [(8,)], [("8", 4)], 8, [(8, 4, 2)]], ids=str)
+@pytest.mark.parametrize("levels", [{8: 4}, [8, 16], [(8,)], [("8", 4)], 8, [(8, 4, 2)], [(0, 4)], [(8.0, 4)]], ids=str)
 def test_other_forms_of_levels_are_refused(levels: Any) -> None:
     with pytest.raises(ConfigError, match=r"its levels are .*set self\.levels = \(mtyolo\.Level\(stride, channels\)"):
         made(arguments={"levels": levels})
@@ -133,6 +134,8 @@ def test_weights_that_only_timm_models_have_are_refused_and_those_of_the_class_a
     named = {**config, "extractor": extractor | {"weights": "imagenet"}}
     with pytest.raises(ConfigError, match=r"extractor\.weights: imagenet: only timm models .*\.safetensors.* none"):
         build(named, extractors={"own": Own})
+    with pytest.raises(ConfigError, match=r"imagenet: only timm models have these, not nets:Net"):
+        build({**config, "extractor": {"name": "nets:Net", "weights": "imagenet"}}, trust=True)
     model = build({**config, "extractor": extractor}, extractors={"own": Own})
     again = build(model.config, extractors={"own": Own})  # with all defaults written out
     assert (

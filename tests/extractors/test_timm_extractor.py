@@ -174,6 +174,26 @@ def test_only_levels_that_are_wanted_are_computed() -> None:
 
 def test_an_extractor_without_a_wanted_stride_gives_what_it_has() -> None:
     assert TimmExtractor("levit_128s", weights="none", strides=(8, 16, 32)).levels == (Level(16, 128), Level(32, 256))
+    assert TimmExtractor("vit_tiny_patch16_224", weights="none", strides=(8,)).levels == (Level(16, 192),)
+
+
+def test_all_that_a_model_file_says_of_it_reaches_the_model() -> None:
+    config = ExtractorConfig(
+        name="timm/resnet18",
+        weights="none",
+        strides=(8, 4),
+        normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
+        arguments={"output_stride": 8},
+    )
+    extractor = make_extractor(config, (8, 16, 32))
+    assert extractor.levels == (Level(4, 64), Level(8, 512)), "fine to coarse, of layers that do not shrink further"
+    assert extractor.identity == {
+        "name": "timm/resnet18",
+        "mean": "[0.0, 0.0, 0.0]",
+        "std": "[1.0, 1.0, 1.0]",
+        "arguments": "[('output_stride', 8)]",
+    }
+    assert not {"mean", "std"} & extractor.state_dict().keys(), "the model file says them"
 
 
 def test_strides_that_a_model_file_asks_for_must_be_there() -> None:
