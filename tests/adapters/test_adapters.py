@@ -164,6 +164,14 @@ def test_the_coarsest_output_of_fusion_sees_the_whole_image() -> None:
         assert bool(gradient[0, :, -1, -1].abs().max() > 0) == sees
 
 
+@pytest.mark.parametrize("outputs", [NECK, NECK[::-1]], ids=["fine to coarse", "coarse to fine"])
+def test_no_other_output_of_fusion_pools_over_the_image(outputs: tuple[Level, ...]) -> None:
+    pools = [
+        any(isinstance(part, nn.MaxPool2d) for part in layer.modules()) for layer in FusionAdapter(NECK, outputs).layers
+    ]
+    assert pools == [level.stride == 32 for level in outputs]
+
+
 def test_projecting_before_growing_is_the_same_as_after_it() -> None:
     """What the fusion adapter relies on when it takes the cheaper order."""
     project, coarse = nn.Conv2d(6, 4, 1), torch.rand(1, 6, 5, 7)
@@ -201,6 +209,8 @@ def test_a_depth_that_nobody_wrote_is_the_types_own() -> None:
 
 
 def test_a_wider_fusion_has_so_many_channels_in_between_and_a_linear_end() -> None:
+    (layer, *_) = make_adapters(AdaptersConfig(type="fusion", width=1), NECK, NECK).layers
+    assert [type(part) for part in layer.refine] == [nn.Sequential, ChannelAffine]
     (layer, *_) = make_adapters(AdaptersConfig(type="fusion", width=3), NECK, NECK).layers
     assert [project.out_channels for project in layer.project] == [3 * 64] * 3
     inner, last, affine = layer.refine

@@ -74,6 +74,13 @@ def test_detections_from_a_store_are_those_from_pixels(
         assert (other.draw() == one.draw()).mean() > 0.99
 
 
+def test_weights_predict_from_a_store_without_the_extractor_that_they_name(
+    images: Path, folder: Path, make_store: MakeStore, tmp_path: Path
+) -> None:
+    weights = save_weights(make_model(images, {"name": "tiny"}), tmp_path / "tiny.safetensors")
+    assert len(predict(weights, folder, features=make_store().directory)) == 10
+
+
 def test_the_command_draws_on_the_pictures_of_a_store(
     given: Model, folder: Path, make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,10 +168,14 @@ def test_an_extractor_that_gives_no_numbers_is_named_where_it_is_judged_and_pred
         validate(model, images, split="train", size=SIZE, batch=4)
 
 
-def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:
-    model = make_model(images, {"name": "tiny", "arguments": {"seed": 1}})
+def test_features_of_another_extractor_are_refused(
+    images: Path, split: Split, folder: Path, make_store: MakeStore
+) -> None:
+    model, store = make_model(images, {"name": "tiny", "arguments": {"seed": 1}}), make_store().directory
     with pytest.raises(StoreError, match="seed 0"):
-        predict(model, folder, features=make_store().directory)
+        predict(model, folder, features=store)
+    with pytest.raises(StoreError, match="seed 0"):
+        comparison(model, split, features=store)
 
 
 def test_pictures_of_one_name_in_two_splits_are_told_apart_by_their_folder(
