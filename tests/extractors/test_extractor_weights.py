@@ -145,7 +145,7 @@ def test_behind_a_proxy_the_hub_is_asked_and_who_is_offline_by_choice_stays_so(m
         monkeypatch.setattr(urllib.request, "getproxies", lambda settings=settings: settings)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", choice)
         with _no_vain_retries():
-            assert constants.HF_HUB_OFFLINE == offline, settings
+            assert offline == constants.HF_HUB_OFFLINE, settings
 
 
 @pytest.mark.usefixtures("no_way_to_the_hub")

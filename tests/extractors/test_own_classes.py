@@ -58,6 +58,14 @@ def test_weights_of_the_model_file_are_loaded_and_known(tmp_path: Path) -> None:
     assert identity_of(found) == identity_of(wanted) != identity_of(made())
 
 
+def test_what_a_class_says_of_its_weights_goes_before_their_hash() -> None:
+    found, bare = made(), Own()
+    found.identity = {"name": "own", "weights": "of May"}
+    assert identity_of(found) == {"name": "own", "weights": "of May"}
+    del bare.convolution
+    assert identity_of(bare) == {}, "of what has no weights there is no hash"
+
+
 def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothere\.safetensors: no such file"):
         made(weights="nothere.safetensors")

@@ -176,29 +176,36 @@ def test_features_of_another_extractor_are_refused(
         predict(model, folder, features=store)
     with pytest.raises(StoreError, match="seed 0"):
         comparison(model, split, features=store)
+    with pytest.raises(StoreError, match="has no extractor, so it takes images and not features"):
+        predict(build("yolov5n.yaml"), folder, features=store)
 
 
 def test_pictures_of_one_name_in_two_splits_are_told_apart_by_their_folder(
-    given: Model, split: Split, folder: Path, make_store: MakeStore, tmp_path: Path
+    given: Model, folder: Path, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(dtype="fp32")
     expected = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)[0]
-    _add_split_without_hashes(store.directory)
-    other = shutil.copy(folder / "0000.png", tmp_path / "0000.png")
-    with pytest.raises(DataError, match=r"has it in train and val; give these pictures different names"):
-        predict(given, other, features=store.directory)
-    (found,) = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)
+    other, both = tmp_path / "0000.png", tmp_path / "val/train/0000.png"
+    both.parent.mkdir(parents=True)
+    _add_split(store.directory, hashes=True)
+    assert len(predict(given, shutil.copy(folder / "0000.png", other), features=store.directory)) == 1, "by its content"
+    _add_split(store.directory, hashes=False)
+    for path in (other, shutil.copy(other, both)):
+        with pytest.raises(DataError, match=r"has it in train and val; give these pictures different names"):
+            predict(given, path, features=store.directory)
+    monkeypatch.chdir(folder)
+    (found,) = predict(given, "0000.png", features=store.directory, confidence=0.1)
     assert torch.equal(found.boxes, expected.boxes)
 
 
-def _add_split_without_hashes(store: Path) -> None:
+def _add_split(store: Path, *, hashes: bool) -> None:
     """As another program writes it: the first shard once more, as val, with its pictures' features all zero."""
     manifest = json.loads((store / "manifest.json").read_text())
     rows = [
-        row.model_copy(update={"sha256": None, "length": None})
+        row if hashes else row.model_copy(update={"sha256": None, "length": None})
         for row in read_contents(shard_path(store, "train", 0)).rows
     ]
-    (store / "val").mkdir()
+    (store / "val").mkdir(exist_ok=True)
     tensors = {name: tensor * 0 for name, tensor in load_file(shard_path(store, "train", 0)).items()}
     write_shard(shard_path(store, "val", 0), tensors, Contents(rows=rows))
     manifest["splits"]["val"] = len(rows)
