@@ -114,10 +114,16 @@ def test_pyramid_takes_the_largest_where_it_shrinks() -> None:
     assert torch.allclose(adapters(pyramid, SIZE)[32], silu(max_pool2d(pyramid[8], 4)), atol=1e-6)
 
 
-def test_pyramid_doubles_once_for_each_octave() -> None:
-    adapters = PyramidAdapter((Level(32, 64),), NECK)
+@pytest.mark.parametrize(
+    ("inputs", "expected"), [((Level(32, 64),), [2, 1, 0]), ((Level(14, 64),), [1, 0, 0]), (NECK, [0, 0, 0])], ids=str
+)
+def test_pyramid_doubles_once_for_each_octave_from_the_nearest_level(
+    inputs: tuple[Level, ...], expected: list[int]
+) -> None:
+    adapters = PyramidAdapter(inputs, NECK)
     doublings = [sum(isinstance(part, nn.ConvTranspose2d) for part in layer) for layer in adapters.layers]
-    assert doublings == [2, 1, 0]
+    assert doublings == expected
+    assert set(adapters.sources) == set(inputs)
 
 
 @pytest.mark.parametrize(("channels", "widths"), [(512, [256, 128]), (100, [64, 64])])
@@ -187,10 +193,11 @@ def test_batchnorms_are_those_of_yolov5() -> None:
 @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", nn.Identity)])
 @pytest.mark.parametrize("name", ["conv", "pyramid", "fusion"])
 def test_the_norm_is_the_named_one(name: str, norm: str, kind: type[nn.Module]) -> None:
-    adapters = make_adapters(AdaptersConfig.model_validate({"type": name, "norm": norm}), NECK, NECK)
-    found = {type(part) for part in adapters.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)}
-    assert found == ({kind} - {nn.Identity})
-    assert shapes(adapters(features(NECK), SIZE)) == shapes(features(NECK))
+    for inputs in (NECK, NECK[2:]):
+        adapters = make_adapters(AdaptersConfig.model_validate({"type": name, "norm": norm}), inputs, NECK)
+        found = {type(part) for part in adapters.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)}
+        assert found == ({kind} - {nn.Identity})
+        assert shapes(adapters(features(inputs), SIZE)) == shapes(features(NECK))
 
 
 def count_3x3(adapters: nn.Module) -> int:

@@ -87,12 +87,13 @@ def test_finding_every_box_is_one():
     assert metrics.per_class == {"cat": 1, "dog": 1}
 
 
-def test_a_shifted_box_counts_up_to_its_overlap():
+@pytest.mark.parametrize(("by", "ap", "ap75"), [(SHIFT, 0.3, 0), (16, 0.5, 0), (12, 0.6, 1)])
+def test_a_shifted_box_counts_up_to_its_overlap(by: int, ap: float, ap75: float):
     judge = BoxPrecision(NAMES)
-    judge.add(found(shifted(BOX)), record(BOX))
+    judge.add(found(shifted(BOX, by)), record(BOX))
     metrics = judge.compute()
-    assert metrics.ap == pytest.approx(0.3)
-    assert (metrics.ap50, metrics.ap75) == (1, 0)
+    assert metrics.ap == pytest.approx(ap)
+    assert (metrics.ap50, metrics.ap75) == (1, ap75)
 
 
 def test_half_of_the_objects_found_is_fifty_one_of_the_recall_points():
@@ -298,6 +299,14 @@ def test_similarity_is_that_of_the_best_found_and_zero_where_nothing_was():
     judge.add(found(keypoints=torch.zeros(0, 2, 3)), record(BOX, keypoints=truth))
     metrics = judge.compute()
     assert metrics.similarity == pytest.approx((0.8 + 0) / 2, abs=1e-3), "points of 0.6 and 1; then nothing found"
+
+
+def test_of_keypoints_the_best_twenty_of_a_class_count():
+    truth, wrong = points_at((80, 80), (120, 120)), points_at((190, 10), (10, 190))
+    guess = torch.from_numpy(np.concatenate([*[wrong] * 20, truth]))
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    judge.add(found(*[BOX] * 21, scores=[0.9] * 20 + [0.5], keypoints=guess), record(BOX, keypoints=truth))
+    assert judge.compute().ap == 0
 
 
 def test_each_object_of_a_class_has_its_own_similarity():

@@ -173,6 +173,7 @@ def test_positions_looked_up_in_a_table_are_found_out_when_the_model_is_made() -
     """mvitv2 accepts larger images on shapes, and then looks beyond the end of its table."""
     extractor = TimmExtractor("mvitv2_tiny", weights="none")
     assert extractor.fixed_size == (224, 224)
+    assert all(module.training for module in extractor.modules()), "to try it leaves it as it was"
 
 
 def test_only_levels_that_are_wanted_are_computed() -> None:

@@ -188,6 +188,7 @@ def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: 
         *(("limit", limit) for limit in (-1, 0)),
         *(("confidence", confidence) for confidence in (float("nan"), 2, -0.1)),
         *(("iou", iou) for iou in (float("nan"), "0.5")),
+        ("features", 5),
     ],
 )
 def test_an_argument_that_can_not_be_meant_is_named(official: Model, argument: str, value: object):
