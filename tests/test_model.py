@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mtyolo.assembly import build
 from mtyolo.checkpoint import load, save_weights
-from mtyolo.config.model import AdaptersConfig
+from mtyolo.config.model import AdaptersConfig, shipped_configs
 from mtyolo.errors import CheckpointError, ConfigError, DataError
+from mtyolo.graph.official import read_official
+from mtyolo.graph.transfer import transfer, unknown_classes
 from mtyolo.original_layers import alignment_teacher
 
 NECK = {"extractor": {"name": "features", "levels": {8: 64, 16: 128, 32: 256}}, "detector": {"graph": "yolov5n.yaml"}}
@@ -253,13 +257,39 @@ def test_classes_are_matched_by_name_when_the_list_differs(test_data: Path) -> N
     theirs = official.branches["detect"].layers[0].weight.unflatten(0, (3, -1))
     assert torch.equal(ours[:, :5], theirs[:, :5])
     assert torch.equal(ours[:, [5, 7]], theirs[:, [5 + 16, 5 + 0]])
+    assert model.fresh_classes == ("unheard of",)
+
+
+def test_classes_that_are_only_counted_are_taken_in_order_where_there_are_as_many() -> None:
+    animals, counted = {0: "cat", 1: "dog"}, {0: "0", 1: "1"}
+    assert unknown_classes(animals, counted) == unknown_classes(counted, animals) == ()
+    assert unknown_classes(animals, {0: "0"}) == ("0",)
+    assert unknown_classes(animals, {0: "dog", 1: "cow"}) == ("cow",)
+    assert unknown_classes(animals, {0: "dog", 1: "cow"}, untaught=["dog"]) == ("dog", "cow")
+
+
+def test_a_first_layer_for_features_is_fresh_under_official_weights(test_data: Path) -> None:
+    weights = test_data / "weights/yolov5n.pt"
+    ours, official = build("yolov5n-8channels.yaml", weights=weights).state_dict(), load(weights).state_dict()
+    assert [key for key in official if not torch.equal(ours[key], official[key])] == ["graph.layers.0.conv.weight"]
 
 
 def test_a_checkpoint_of_another_graph_is_refused(test_data: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\..* is \[.*\], the model needs"):
         build("yolov5s.yaml", weights=test_data / "weights/yolov5n.pt")
+    graph = yaml.safe_load((shipped_configs() / "yolov5n.yaml").read_text())
+    graph["backbone"][0] = [-1, 1, "Conv", [64, 3, 2]]
+    with pytest.raises(CheckpointError, match=r"model\.0\.conv\.weight is .* 6\], the model needs .* 3\]"):
+        build({"detector": {"graph": graph}}, weights=test_data / "weights/yolov5n.pt")
     with pytest.raises(CheckpointError, match="has 24 layers, the model's graph 33"):
         build("yolov5n6.yaml", weights=test_data / "weights/yolov5n.pt")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(test_data: Path) -> None:
+    official = read_official(test_data / "weights/yolov5n.pt")
+    tensors = {name: tensor for name, tensor in official.tensors.items() if name != "model.3.conv.weight"}
+    with pytest.raises(CheckpointError, match=r"yolov5n\.pt: has no model\.3\.conv\.weight; the model's graph is not"):
+        transfer(replace(official, tensors=tensors), build("yolov5n.yaml"))
 
 
 @pytest.mark.parametrize("config", [None, '{"detector": ', '{"detector": {"graph": {}}, "newer": 1}'])

@@ -12,6 +12,7 @@ import torch
 from mtyolo.assembly import assemble, build
 from mtyolo.checkpoint import load
 from mtyolo.config.model import shipped_configs
+from mtyolo.errors import CheckpointError
 from mtyolo.graph.network import Graph
 from mtyolo.graph.official import read_official
 from mtyolo.model import Model
@@ -141,6 +142,11 @@ def test_a_segmentation_checkpoints_last_layer_splits_into_two_branches(tmp_path
             assert torch.allclose(outputs.detect[level], whole[..., :85], atol=1e-5), stride
             assert torch.allclose(outputs.segment.coefficients[level], whole[..., 85:], atol=1e-5)
         assert torch.equal(outputs.segment.prototypes, model(images).segment.prototypes)
+        without = build({"detector": {"graph": "yolov5n-seg.yaml"}, "tasks": {"detect": {}}}, weights=path).eval()
+        assert torch.equal(without(images).detect[0], outputs.detect[0])
+    fewer = {"detector": {"graph": "yolov5n-seg.yaml"}, "tasks": {"segment": {"prototypes": 16}}}
+    with pytest.raises(CheckpointError, match=r"has 32 mask prototypes, the model 16; set .*prototypes: 32"):
+        build(fewer, weights=path)
 
 
 def save_like_official(model: Model, path: Path) -> tuple[Path, list[torch.nn.Conv2d]]:

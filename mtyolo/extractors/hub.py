@@ -48,11 +48,12 @@ def _no_vain_retries() -> Iterator[None]:
 
 
 def _reachable(address: str) -> bool:
-    if urllib.request.getproxies():
+    if urllib.request.getproxies().keys() - {"no"}:
         return True  # only the proxy knows
     place = urllib.parse.urlsplit(address)
+    port = place.port or (80 if place.scheme == "http" else 443)
     try:
-        socket.create_connection((place.hostname, place.port or 443), TIMEOUT).close()
+        socket.create_connection((place.hostname, port), TIMEOUT).close()
     except OSError:
         return False
     return True

@@ -114,10 +114,16 @@ def test_pyramid_takes_the_largest_where_it_shrinks() -> None:
     assert torch.allclose(adapters(pyramid, SIZE)[32], silu(max_pool2d(pyramid[8], 4)), atol=1e-6)
 
 
-def test_pyramid_doubles_once_for_each_octave() -> None:
-    adapters = PyramidAdapter((Level(32, 64),), NECK)
+@pytest.mark.parametrize(
+    ("inputs", "expected"), [((Level(32, 64),), [2, 1, 0]), ((Level(14, 64),), [1, 0, 0]), (NECK, [0, 0, 0])], ids=str
+)
+def test_pyramid_doubles_once_for_each_octave_from_the_nearest_level(
+    inputs: tuple[Level, ...], expected: list[int]
+) -> None:
+    adapters = PyramidAdapter(inputs, NECK)
     doublings = [sum(isinstance(part, nn.ConvTranspose2d) for part in layer) for layer in adapters.layers]
-    assert doublings == [2, 1, 0]
+    assert doublings == expected
+    assert set(adapters.sources) == set(inputs)
 
 
 @pytest.mark.parametrize(("channels", "widths"), [(512, [256, 128]), (100, [64, 64])])
@@ -164,6 +170,14 @@ def test_the_coarsest_output_of_fusion_sees_the_whole_image() -> None:
         assert bool(gradient[0, :, -1, -1].abs().max() > 0) == sees
 
 
+@pytest.mark.parametrize("outputs", [NECK, NECK[::-1]], ids=["fine to coarse", "coarse to fine"])
+def test_no_other_output_of_fusion_pools_over_the_image(outputs: tuple[Level, ...]) -> None:
+    pools = [
+        any(isinstance(part, nn.MaxPool2d) for part in layer.modules()) for layer in FusionAdapter(NECK, outputs).layers
+    ]
+    assert pools == [level.stride == 32 for level in outputs]
+
+
 def test_projecting_before_growing_is_the_same_as_after_it() -> None:
     """What the fusion adapter relies on when it takes the cheaper order."""
     project, coarse = nn.Conv2d(6, 4, 1), torch.rand(1, 6, 5, 7)
@@ -179,10 +193,11 @@ def test_batchnorms_are_those_of_yolov5() -> None:
 @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", nn.Identity)])
 @pytest.mark.parametrize("name", ["conv", "pyramid", "fusion"])
 def test_the_norm_is_the_named_one(name: str, norm: str, kind: type[nn.Module]) -> None:
-    adapters = make_adapters(AdaptersConfig.model_validate({"type": name, "norm": norm}), NECK, NECK)
-    found = {type(part) for part in adapters.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)}
-    assert found == ({kind} - {nn.Identity})
-    assert shapes(adapters(features(NECK), SIZE)) == shapes(features(NECK))
+    for inputs in (NECK, NECK[2:]):
+        adapters = make_adapters(AdaptersConfig.model_validate({"type": name, "norm": norm}), inputs, NECK)
+        found = {type(part) for part in adapters.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)}
+        assert found == ({kind} - {nn.Identity})
+        assert shapes(adapters(features(inputs), SIZE)) == shapes(features(NECK))
 
 
 def count_3x3(adapters: nn.Module) -> int:
@@ -201,6 +216,8 @@ def test_a_depth_that_nobody_wrote_is_the_types_own() -> None:
 
 
 def test_a_wider_fusion_has_so_many_channels_in_between_and_a_linear_end() -> None:
+    (layer, *_) = make_adapters(AdaptersConfig(type="fusion", width=1), NECK, NECK).layers
+    assert [type(part) for part in layer.refine] == [nn.Sequential, ChannelAffine]
     (layer, *_) = make_adapters(AdaptersConfig(type="fusion", width=3), NECK, NECK).layers
     assert [project.out_channels for project in layer.project] == [3 * 64] * 3
     inner, last, affine = layer.refine

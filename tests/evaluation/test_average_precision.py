@@ -87,12 +87,13 @@ def test_finding_every_box_is_one():
     assert metrics.per_class == {"cat": 1, "dog": 1}
 
 
-def test_a_shifted_box_counts_up_to_its_overlap():
+@pytest.mark.parametrize(("by", "ap", "ap75"), [(SHIFT, 0.3, 0), (16, 0.5, 0), (12, 0.6, 1)])
+def test_a_shifted_box_counts_up_to_its_overlap(by: int, ap: float, ap75: float):
     judge = BoxPrecision(NAMES)
-    judge.add(found(shifted(BOX)), record(BOX))
+    judge.add(found(shifted(BOX, by)), record(BOX))
     metrics = judge.compute()
-    assert metrics.ap == pytest.approx(0.3)
-    assert (metrics.ap50, metrics.ap75) == (1, 0)
+    assert metrics.ap == pytest.approx(ap)
+    assert (metrics.ap50, metrics.ap75) == (1, ap75)
 
 
 def test_half_of_the_objects_found_is_fifty_one_of_the_recall_points():
@@ -194,6 +195,32 @@ def test_an_object_without_a_mask_is_neither_found_nor_missed():
     assert metrics.objects == 1
 
 
+def test_masks_in_a_crowd_region_are_no_false_alarms():
+    other = shifted(BOX, 120)
+    judge = MaskPrecision(NAMES)
+    judge.add(masked(other, BOX, scores=[0.9, 0.5]), masked_record(BOX, other, crowd=[False, True]))
+    metrics = judge.compute()
+    assert (metrics.ap, metrics.objects) == (pytest.approx(1), 1)
+
+
+def test_an_object_with_an_empty_mask_is_its_box_to_ignore():
+    other, truth = shifted(BOX, 120), masked_record(BOX, BOX)
+    truth.labels.boxes_xyxy[1] = other
+    truth.labels.segments[1] = rle_codec.encode(np.asfortranarray(np.zeros(SIZE, np.uint8)))
+    judge = MaskPrecision(NAMES)
+    judge.add(masked(other, BOX, scores=[0.9, 0.5]), truth)
+    metrics = judge.compute()
+    assert (metrics.ap, metrics.objects) == (pytest.approx(1), 1)
+
+
+def test_of_masks_an_images_best_hundred_count_whatever_their_classes():
+    judge = MaskPrecision(NAMES)
+    elsewhere = [(0.0, 0.0, 20.0, 20.0)] * 100
+    detections = masked(*elsewhere, BOX, scores=[0.9] * 100 + [0.5], classes=[0] * 100 + [1])
+    judge.add(detections, masked_record(BOX, classes=[1]))
+    assert judge.compute().ap == 0
+
+
 @pytest.mark.parametrize("fill", ["empty", "full", "noise", "one corner", "other corner"])
 def test_run_lengths_are_those_of_cocos_own_encoder(fill: str):
     mask = np.zeros((37, 53), np.bool_)
@@ -272,6 +299,32 @@ def test_similarity_is_that_of_the_best_found_and_zero_where_nothing_was():
     judge.add(found(keypoints=torch.zeros(0, 2, 3)), record(BOX, keypoints=truth))
     metrics = judge.compute()
     assert metrics.similarity == pytest.approx((0.8 + 0) / 2, abs=1e-3), "points of 0.6 and 1; then nothing found"
+
+
+def test_of_keypoints_the_best_twenty_of_a_class_count():
+    truth, wrong = points_at((80, 80), (120, 120)), points_at((190, 10), (10, 190))
+    guess = torch.from_numpy(np.concatenate([*[wrong] * 20, truth]))
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    judge.add(found(*[BOX] * 21, scores=[0.9] * 20 + [0.5], keypoints=guess), record(BOX, keypoints=truth))
+    assert judge.compute().ap == 0
+
+
+def test_each_object_of_a_class_has_its_own_similarity():
+    truth = np.concatenate([points_at((20, 20), (40, 40)), points_at((200, 120), (260, 180))])
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    judge.add(
+        found(BOX, keypoints=torch.from_numpy(truth[:1])),
+        record((10, 10, 50, 50), (190, 110, 270, 190), keypoints=truth),
+    )
+    assert judge.compute().similarity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_hidden_points_that_are_labelled_count_as_others_do():
+    truth = points_at((80, 80), (120, 120), visibility=1)
+    judge = KeypointPrecision(NAMES, SIGMAS)
+    judge.add(found(BOX, keypoints=torch.from_numpy(truth)), record(BOX, keypoints=truth))
+    metrics = judge.compute()
+    assert (metrics.ap, metrics.objects) == (pytest.approx(1), 1)
 
 
 def test_points_without_a_label_do_not_matter():

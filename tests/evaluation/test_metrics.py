@@ -34,7 +34,7 @@ def test_the_dictionary_survives_strict_json():
     assert values["keypoint/AP"] is None
     assert values["keypoint/OKS"] is None
     assert "detect/OKS" not in values
-    assert values["detect/images"] == 40
+    assert (values["detect/images"], values["detect/objects"]) == (40, 337)
     assert values["seconds/forward"] == 0.02
     assert values["fitness"] == pytest.approx(0.2)
 
@@ -54,6 +54,9 @@ def test_the_table_shows_numbers_and_leaves_unknown_ones_open():
         "",
     ]
     assert [part.strip() for part in rows["keypoint"].split("│")[4:-1]] == ["-", "-", "-", "-"]
+    assert metrics().table().caption == "an image: preprocess 1.0 ms · forward 20.0 ms · postprocess 3.0 ms"
+    boxes = Metrics({"detect": metrics().tasks["detect"]}).table()
+    assert [column.header for column in boxes.columns] == ["task", "images", "objects", "AP", "AP50", "AP75"]
 
 
 def test_a_notebook_shows_a_line():
@@ -62,15 +65,17 @@ def test_a_notebook_shows_a_line():
 
 def test_few_classes_are_shown_one_by_one_and_many_are_not():
     found = metrics()
-    found.tasks["segment"].per_class = {"person": 0.125, "dog": 0.5}
+    found.tasks["segment"].per_class = {"person": 0.125, "[red]": 0.5}
     console = Console(width=100)
     with console.capture() as capture:
         console.print(found.class_table())
     rows = [line.strip("│").split("│") for line in capture.get().splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["person", "0.400", "0.125", "-"],
-        ["dog", "-", "0.500", "-"],
+        ["[red]", "-", "0.500", "-"],
     ]
-    found.tasks["detect"].per_class = {str(number): 0.5 for number in range(20)}
+    found.tasks["detect"].per_class = {str(number): 0.5 for number in range(18)}
+    assert found.class_table() is not None
+    found.tasks["detect"].per_class["18"] = 0.5
     assert found.class_table() is None
     assert Metrics({"keypoint": metrics().tasks["keypoint"]}).class_table() is None

@@ -240,16 +240,26 @@ def test_the_picture_shows_truth_and_prediction_of_each_image(three_tasks: Model
     assert picture.shape[1] > 4 * 480
 
 
+def test_the_picture_shows_what_is_at_least_as_sure_as_asked(official: Model, val: Split):
+    certain, usual, unsure = (comparison(official, val, size=320, count=1, confidence=c) for c in (1, 0.25, 0.01))
+    assert (certain != usual).any()
+    assert (usual != unsure).any()
+    assert (usual == comparison(official, val, size=320, count=1)).all()
+    assert (unsure != comparison(official, val, size=320, count=1, confidence=0.01, iou=0.9)).any()
+
+
 def test_pictures_are_spread_over_the_split(three_tasks: Model, val: Split, monkeypatch: pytest.MonkeyPatch):
-    seen: list[Split] = []
+    seen: list[tuple[Split, int]] = []
 
     def noted(split: Split, size: int):
-        seen.append(split)
+        seen.append((split, size))
         return _pictures(split, size)
 
     monkeypatch.setattr("mtyolo.evaluation.pictures._pictures", noted)
-    comparison(three_tasks, val, size=64, count=3)
-    assert [record.path for record in seen[0].records] == [val.records[number].path for number in (0, 20, 39)]
+    comparison(three_tasks, val, size=50, count=3)
+    ((few, size),) = seen
+    assert size == 64, "a multiple of the largest stride"
+    assert [record.path for record in few.records] == [val.records[number].path for number in (0, 20, 39)]
 
 
 @pytest.mark.parametrize(

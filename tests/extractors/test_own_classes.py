@@ -58,6 +58,14 @@ def test_weights_of_the_model_file_are_loaded_and_known(tmp_path: Path) -> None:
     assert identity_of(found) == identity_of(wanted) != identity_of(made())
 
 
+def test_what_a_class_says_of_its_weights_goes_before_their_hash() -> None:
+    found, bare = made(), Own()
+    found.identity = {"name": "own", "weights": "of May"}
+    assert identity_of(found) == {"name": "own", "weights": "of May"}
+    del bare.convolution
+    assert identity_of(bare) == {}, "of what has no weights there is no hash"
+
+
 def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothere\.safetensors: no such file"):
         made(weights="nothere.safetensors")
@@ -76,9 +84,10 @@ def test_what_only_timm_models_are_told_is_not_ignored(config: dict[str, Any]) -
 
 def test_levels_may_be_plain_pairs_and_keep_their_order() -> None:
     """Adapters count what comes in this order, in weights that were saved."""
-    found = made(arguments={"levels": [(16, 4), np.array([8, 4])]}).levels
-    assert found == (Level(16, 4), Level(8, 4))
-    assert all(isinstance(level, Level) for level in found)
+    for said in ([(16, 4), np.array([8, 4])], [Level(*np.array([16, 4])), Level(8, 4)]):
+        found = made(arguments={"levels": said}).levels
+        assert found == (Level(16, 4), Level(8, 4))
+        assert all(isinstance(level, Level) and all(type(number) is int for number in level) for level in found)
 
 
 def test_levels_may_be_a_property() -> None:
@@ -89,7 +98,7 @@ def test_levels_may_be_a_property() -> None:
     assert fixed.levels == (Level(8, 4), Level(16, 4))
 
 
-@pytest.mark.parametrize("levels", [{8: 4}, [8, 16], [(8,)], [("8", 4)], 8, [(8, 4, 2)]], ids=str)
+@pytest.mark.parametrize("levels", [{8: 4}, [8, 16], [(8,)], [("8", 4)], 8, [(8, 4, 2)], [(0, 4)], [(8.0, 4)]], ids=str)
 def test_other_forms_of_levels_are_refused(levels: Any) -> None:
     with pytest.raises(ConfigError, match=r"its levels are .*set self\.levels = \(mtyolo\.Level\(stride, channels\)"):
         made(arguments={"levels": levels})
@@ -133,6 +142,8 @@ def test_weights_that_only_timm_models_have_are_refused_and_those_of_the_class_a
     named = {**config, "extractor": extractor | {"weights": "imagenet"}}
     with pytest.raises(ConfigError, match=r"extractor\.weights: imagenet: only timm models .*\.safetensors.* none"):
         build(named, extractors={"own": Own})
+    with pytest.raises(ConfigError, match=r"imagenet: only timm models have these, not nets:Net"):
+        build({**config, "extractor": {"name": "nets:Net", "weights": "imagenet"}}, trust=True)
     model = build({**config, "extractor": extractor}, extractors={"own": Own})
     again = build(model.config, extractors={"own": Own})  # with all defaults written out
     assert (

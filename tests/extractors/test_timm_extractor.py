@@ -73,7 +73,9 @@ def test_what_trains_sees_its_whole_batch() -> None:
     extractor.body.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     features_of(extractor, torch.rand(2 * CACHED, 3, 64, 64))
     features_of(extractor.eval(), torch.rand(2 * CACHED, 3, 64, 64))
-    assert seen == [2 * CACHED, 2 * CACHED], "also in evaluation mode, where gradients are wanted"
+    with torch.no_grad():
+        features_of(extractor.train(), torch.rand(2 * CACHED, 3, 64, 64))
+    assert seen == [2 * CACHED] * 3, "also in evaluation mode, where gradients are wanted, and without them in training"
 
 
 def test_lite0_has_the_reference_levels(test_data: Path) -> None:
@@ -152,18 +154,26 @@ def test_a_model_of_one_size_sees_that_size_and_its_features_fit_the_image() -> 
         assert torch.allclose(extractor(images)[32], expected, atol=1e-4)
 
 
-def test_a_model_built_for_a_size_sees_images_of_that_size_as_they_are() -> None:
-    extractor = TimmExtractor("vit_tiny_patch16_224", weights="none", arguments={"img_size": 96}).eval()
-    images = torch.rand(1, 3, 96, 96)
+@pytest.mark.parametrize(("size", "sides"), [(96, (96, 96)), ([64, 96], (64, 96))], ids=str)
+def test_a_model_built_for_a_size_sees_images_of_that_size_as_they_are(size: object, sides: tuple[int, int]) -> None:
+    extractor = TimmExtractor("vit_tiny_patch16_224", weights="none", arguments={"img_size": size}).eval()
+    assert extractor.fixed_size == sides
+    images = torch.rand(1, 3, *sides)
     with torch.no_grad():
-        expected = plain(extractor, "vit_tiny_patch16_224", img_size=96)((images - HALF) / HALF)[-1]
+        expected = plain(extractor, "vit_tiny_patch16_224", img_size=sides)((images - HALF) / HALF)[-1]
         assert torch.allclose(extractor(images)[16], expected, atol=1e-4)
+
+
+def test_what_is_said_of_a_model_goes_before_what_would_free_it() -> None:
+    arguments = {"dynamic_img_size": False}
+    assert TimmExtractor("vit_tiny_patch16_224", weights="none", arguments=arguments).fixed_size == (224, 224)
 
 
 def test_positions_looked_up_in_a_table_are_found_out_when_the_model_is_made() -> None:
     """mvitv2 accepts larger images on shapes, and then looks beyond the end of its table."""
     extractor = TimmExtractor("mvitv2_tiny", weights="none")
     assert extractor.fixed_size == (224, 224)
+    assert all(module.training for module in extractor.modules()), "to try it leaves it as it was"
 
 
 def test_only_levels_that_are_wanted_are_computed() -> None:
@@ -174,6 +184,26 @@ def test_only_levels_that_are_wanted_are_computed() -> None:
 
 def test_an_extractor_without_a_wanted_stride_gives_what_it_has() -> None:
     assert TimmExtractor("levit_128s", weights="none", strides=(8, 16, 32)).levels == (Level(16, 128), Level(32, 256))
+    assert TimmExtractor("vit_tiny_patch16_224", weights="none", strides=(8,)).levels == (Level(16, 192),)
+
+
+def test_all_that_a_model_file_says_of_it_reaches_the_model() -> None:
+    config = ExtractorConfig(
+        name="timm/resnet18",
+        weights="none",
+        strides=(8, 4),
+        normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
+        arguments={"output_stride": 8},
+    )
+    extractor = make_extractor(config, (8, 16, 32))
+    assert extractor.levels == (Level(4, 64), Level(8, 512)), "fine to coarse, of layers that do not shrink further"
+    assert extractor.identity == {
+        "name": "timm/resnet18",
+        "mean": "[0.0, 0.0, 0.0]",
+        "std": "[1.0, 1.0, 1.0]",
+        "arguments": "[('output_stride', 8)]",
+    }
+    assert not {"mean", "std"} & extractor.state_dict().keys(), "the model file says them"
 
 
 def test_strides_that_a_model_file_asks_for_must_be_there() -> None:

@@ -74,6 +74,13 @@ def test_detections_from_a_store_are_those_from_pixels(
         assert (other.draw() == one.draw()).mean() > 0.99
 
 
+def test_weights_predict_from_a_store_without_the_extractor_that_they_name(
+    images: Path, folder: Path, make_store: MakeStore, tmp_path: Path
+) -> None:
+    weights = save_weights(make_model(images, {"name": "tiny"}), tmp_path / "tiny.safetensors")
+    assert len(predict(weights, folder, features=make_store().directory)) == 10
+
+
 def test_the_command_draws_on_the_pictures_of_a_store(
     given: Model, folder: Path, make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,33 +168,44 @@ def test_an_extractor_that_gives_no_numbers_is_named_where_it_is_judged_and_pred
         validate(model, images, split="train", size=SIZE, batch=4)
 
 
-def test_features_of_another_extractor_are_refused(images: Path, folder: Path, make_store: MakeStore) -> None:
-    model = make_model(images, {"name": "tiny", "arguments": {"seed": 1}})
+def test_features_of_another_extractor_are_refused(
+    images: Path, split: Split, folder: Path, make_store: MakeStore
+) -> None:
+    model, store = make_model(images, {"name": "tiny", "arguments": {"seed": 1}}), make_store().directory
     with pytest.raises(StoreError, match="seed 0"):
-        predict(model, folder, features=make_store().directory)
+        predict(model, folder, features=store)
+    with pytest.raises(StoreError, match="seed 0"):
+        comparison(model, split, features=store)
+    with pytest.raises(StoreError, match="has no extractor, so it takes images and not features"):
+        predict(build("yolov5n.yaml"), folder, features=store)
 
 
 def test_pictures_of_one_name_in_two_splits_are_told_apart_by_their_folder(
-    given: Model, split: Split, folder: Path, make_store: MakeStore, tmp_path: Path
+    given: Model, folder: Path, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(dtype="fp32")
     expected = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)[0]
-    _add_split_without_hashes(store.directory)
-    other = shutil.copy(folder / "0000.png", tmp_path / "0000.png")
-    with pytest.raises(DataError, match=r"has it in train and val; give these pictures different names"):
-        predict(given, other, features=store.directory)
-    (found,) = predict(given, folder / "0000.png", features=store.directory, confidence=0.1)
+    other, both = tmp_path / "0000.png", tmp_path / "val/train/0000.png"
+    both.parent.mkdir(parents=True)
+    _add_split(store.directory, hashes=True)
+    assert len(predict(given, shutil.copy(folder / "0000.png", other), features=store.directory)) == 1, "by its content"
+    _add_split(store.directory, hashes=False)
+    for path in (other, shutil.copy(other, both)):
+        with pytest.raises(DataError, match=r"has it in train and val; give these pictures different names"):
+            predict(given, path, features=store.directory)
+    monkeypatch.chdir(folder)
+    (found,) = predict(given, "0000.png", features=store.directory, confidence=0.1)
     assert torch.equal(found.boxes, expected.boxes)
 
 
-def _add_split_without_hashes(store: Path) -> None:
+def _add_split(store: Path, *, hashes: bool) -> None:
     """As another program writes it: the first shard once more, as val, with its pictures' features all zero."""
     manifest = json.loads((store / "manifest.json").read_text())
     rows = [
-        row.model_copy(update={"sha256": None, "length": None})
+        row if hashes else row.model_copy(update={"sha256": None, "length": None})
         for row in read_contents(shard_path(store, "train", 0)).rows
     ]
-    (store / "val").mkdir()
+    (store / "val").mkdir(exist_ok=True)
     tensors = {name: tensor * 0 for name, tensor in load_file(shard_path(store, "train", 0)).items()}
     write_shard(shard_path(store, "val", 0), tensors, Contents(rows=rows))
     manifest["splits"]["val"] = len(rows)

@@ -7,6 +7,7 @@ from mtyolo.config.model import shipped_configs
 from mtyolo.errors import ConfigError
 from mtyolo.graph.network import INPUT, Graph
 from mtyolo.graph.reading import read_graph
+from mtyolo.structures import Level
 
 SPEC = read_graph(shipped_configs() / "yolov5n.yaml")
 
@@ -51,11 +52,27 @@ def test_a_first_layer_for_features_multiplies_all_strides() -> None:
     assert graph.layers["0"].conv.in_channels == 7
 
 
+def test_layers_that_lead_to_an_output_are_known_and_whether_features_do() -> None:
+    whole, entered = Graph(SPEC), Graph(SPEC, entry={4: 8})
+    assert whole.leading_to(1) == ([whole.layers["0"], whole.layers["1"]], False)
+    assert entered.leading_to(4) == ([], True)
+    assert entered.leading_to(5) == ([entered.layers["5"]], True)
+
+
+def test_features_of_a_first_layer_go_before_images() -> None:
+    graph, given = Graph(SPEC, entry={INPUT: 1}, channels=7).eval(), {1: torch.rand(1, 7, 64, 64)}
+    assert torch.equal(graph(torch.rand(1, 3, 64, 64), given)[8], graph(None, given)[8])
+
+
+def test_what_adapters_must_produce_is_told_fine_to_coarse() -> None:
+    assert Graph(SPEC, entry={9: 32, 4: 8}).entry_levels == (Level(8, 64), Level(32, 256))
+
+
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({4: 16}, "layer 4 has stride 8, not 16"),
-        ({99: 8}, "there is no layer 99"),
+        ({4: 16}, "layer 4 has stride 8, not 16; write 4: 8 "),
+        ({99: 8}, "there is no layer 99; the graph has layers 0 to 23$"),
         ({8: 32, 9: 32}, "each stride once"),
         ({4: 8, 6: 16, 9: 32, 1: 4}, "nothing takes the output of layer 1"),
         ({INPUT: 1, 4: 8}, "input stands alone"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from mtyolo.config.model import shipped_configs
@@ -39,6 +40,18 @@ def test_channels_are_rounded_up_to_a_multiple_of_eight() -> None:
     assert scaled == [16, 24, 8, 64]
 
 
+@pytest.mark.parametrize(("depth", "repeats"), [(0.1, 1), (0.5, 2), (2, 6)])
+def test_repeats_are_scaled_by_the_depth_and_single_layers_stay_single(depth: float, repeats: int) -> None:
+    layers = read_graph(yaml.safe_load(STOCK) | {"depth_multiple": depth}).layers
+    assert (layers[0].repeats, layers[2].repeats) == (1, repeats)
+
+
+def test_modules_may_be_called_as_in_older_lists(tmp_path: Path) -> None:
+    blocks = [layer.block for layer in read_graph(write(tmp_path)).layers]
+    for old, new in (("C3", "models.common.C3"), ("nn.Upsample", "torch.nn.Upsample")):
+        assert [layer.block for layer in read_graph(write(tmp_path, old, new)).layers] == blocks
+
+
 def test_of_two_layers_of_one_stride_that_the_neck_takes_the_later_counts(tmp_path: Path) -> None:
     graph = Graph(read_graph(write(tmp_path, "[[-1, 4], 1, Concat", "[[-1, 3, 4], 1, Concat"))).eval()
     seen: list[Tensor] = []
@@ -55,11 +68,15 @@ def test_of_two_layers_of_one_stride_that_the_neck_takes_the_later_counts(tmp_pa
         ("backbone:", "backbon:", r"graph.yaml:\d+: unknown key 'backbon' in a graph; did you mean 'backbone'"),
         ("[-1, 3, C3, [128]]", "[-1, 3, C3]", r"layer 2 must be \[from, number, module, arguments\]"),
         ("[-1, 3, C3, [128]]", "[7, 3, C3, [128]]", "layer 2 takes layer 7, which does not come before it"),
+        ("[-1, 3, C3, [128]]", "[2, 3, C3, [128]]", "layer 2 takes layer 2, which does not come before it"),
+        ("[-1, 3, C3, [128]]", "[-4, 3, C3, [128]]", "layer 2 takes layer -2, which does not come before it"),
+        ("[-1, 3, C3, [128]]", "['1', 3, C3, [128]]", "layer 2: 'from' must be a layer number or a list of them"),
         ("[-1, 3, C3, [128]]", "[-1, 0, C3, [128]]", "repeats must be at least 1, got 0"),
         ("[-1, 3, C3, [128]]", "[-1, 3, C3, []]", "first argument of C3 is its output channels"),
         ("[-1, 3, C3, [128]]", "[-1, 3, Detect, [128]]", r"graph.yaml:\d+: Detect must be the last layer"),
         ("depth_multiple: 0.33", "depth_multiple: -1", "depth_multiple must be a number above zero, got -1"),
-        ("  - [10, 13, 16, 30, 33, 23]", "  - [10, 13, 16]", "anchors must be a list"),
+        ("nc: 80", "nc: 0", "nc must be a number above zero, got 0"),
+        ("  - [10, 13, 16, 30, 33, 23]", "  - [10, 13, 16, 30]", "anchors must be a list"),
         ("  - [10, 13, 16, 30, 33, 23]  # stride 8\n", "", "anchors for 2 levels, but the head takes 3"),
         ("[[17, 20, 23], 1, Detect, [nc, anchors]]", "[-1, 1, Conv, [64]]", "the last layer must be one of Detect"),
         ("nc: 80", "activation: os.system('x')\nnc: 80", "activation .* is not known"),
@@ -68,6 +85,13 @@ def test_of_two_layers_of_one_stride_that_the_neck_takes_the_later_counts(tmp_pa
 def test_a_wrong_line_is_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         read_graph(write(tmp_path, old, new))
+
+
+def test_anchors_are_pairs_or_only_how_many_there_are() -> None:
+    assert read_graph(yaml.safe_load(STOCK) | {"anchors": 4}).anchors == 4
+    for wrong in ([[10, 13, 16]] * 3, 0, True):
+        with pytest.raises(ConfigError, match="anchors must be a list"):
+            read_graph(yaml.safe_load(STOCK) | {"anchors": wrong})
 
 
 def test_layers_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
@@ -83,7 +107,8 @@ def test_wrong_arguments_of_a_block_are_named(tmp_path: Path) -> None:
 
 
 def test_activations_are_read_without_running_them() -> None:
-    assert make_activation("nn.LeakyReLU(0.1)").negative_slope == 0.1
+    for text in ("nn.LeakyReLU(0.1)", "torch.nn.LeakyReLU(negative_slope=0.1)"):
+        assert make_activation(text).negative_slope == 0.1
     with pytest.raises(ConfigError, match="arguments not understood"):
         make_activation("nn.LeakyReLU(__import__('os').getpid())")
 

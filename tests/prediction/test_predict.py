@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mtyolo.assembly import build
 from mtyolo.checkpoint import load
 from mtyolo.data.records import Problems
 from mtyolo.errors import CheckpointError, ConfigError, DataError
@@ -107,6 +108,13 @@ def test_a_strict_account_stops_at_the_first_unreadable_image(official: Model, t
         predict(official, test_data / "bad/images/zero_byte.jpg", size=64, problems=Problems(strict=True))
 
 
+def test_a_result_knows_the_skeleton_of_the_model():
+    keypoint = {"points": 3, "skeleton": [[0, 1], [0, 2]]}
+    model = build({"detector": {"graph": "yolov5n.yaml"}, "tasks": {"keypoint": keypoint}})
+    (result,) = predict(model, np.zeros((64, 64, 3), np.uint8), size=64)
+    assert [tuple(pair) for pair in result.skeleton or ()] == [(0, 1), (0, 2)]
+
+
 @pytest.mark.usefixtures("official")
 def test_using_the_model_leaves_pillow_as_it_was():
     """ultralytics replaces Image.open by one that tries to install a package when a file is no image."""
@@ -114,8 +122,9 @@ def test_using_the_model_leaves_pillow_as_it_was():
 
 
 def test_nothing_readable_is_an_error_naming_the_first(official: Model, test_data: Path):
-    with pytest.raises(DataError, match=r"none of 1 images can be used; the first: .*zero_byte\.jpg: not an image"):
-        predict(official, test_data / "bad/images/zero_byte.jpg", size=64)
+    empty = test_data / "bad/images/zero_byte.jpg"
+    with pytest.raises(DataError, match=rf"none of 1 images can be used; the first: {empty}: not an image"):
+        predict(official, empty, size=64)
 
 
 def test_awkward_images_are_all_read_or_named(official: Model, test_data: Path):
@@ -144,13 +153,20 @@ def test_the_last_batch_may_be_smaller_and_progress_says_so(official: Model, tes
     assert told == [(2, 3), (3, 3)]
 
 
-def test_limit_and_overlap_are_those_that_are_asked_for(official: Model, test_data: Path):
+def test_confidence_limit_and_overlap_are_those_that_are_asked_for(official: Model, test_data: Path):
     path = test_data / "images/bus.jpg"
     (usual,) = predict(official, path, size=320)
+    (sure,) = predict(official, path, size=320, confidence=float(usual.scores[1]))
     (few,) = predict(official, path, size=320, limit=2)
     (overlapping,) = predict(official, path, size=320, iou=0.95)
+    assert 1 <= len(sure) <= 2 < len(usual)
     assert torch.equal(few.boxes, usual.boxes[:2])
     assert len(overlapping) > len(usual) > 2
+
+
+def test_a_size_that_does_not_divide_is_rounded_up(official: Model, test_data: Path):
+    (odd,), (whole,) = (predict(official, test_data / "images/bus.jpg", size=size) for size in (300, 320))
+    assert torch.equal(odd.boxes, whole.boxes)
 
 
 def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: Model, test_data: Path):
@@ -172,6 +188,7 @@ def test_the_model_keeps_its_modes_and_results_may_be_calculated_with(official: 
         *(("limit", limit) for limit in (-1, 0)),
         *(("confidence", confidence) for confidence in (float("nan"), 2, -0.1)),
         *(("iou", iou) for iou in (float("nan"), "0.5")),
+        ("features", 5),
     ],
 )
 def test_an_argument_that_can_not_be_meant_is_named(official: Model, argument: str, value: object):
@@ -216,6 +233,7 @@ def test_addresses_are_to_be_downloaded_first(address: str):
 
 
 def test_videos_are_not_read(official: Model, tmp_path: Path):
-    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
-    with pytest.raises(DataError, match=r"film\.mp4: videos are not read; write its frames"):
-        predict(official, tmp_path / "film.mp4", size=64)
+    for name in ("film.mp4", "FILM.MP4"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypmp42")
+        with pytest.raises(DataError, match=rf"{name}: videos are not read; write its frames"):
+            predict(official, tmp_path / name, size=64)

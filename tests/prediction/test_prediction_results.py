@@ -35,6 +35,7 @@ def test_json_holds_everything_in_pixels():
     assert (found["class"], found["name"], found["score"]) == (1, "dog", 0.75)
     assert found["box_xyxy"] == [5, 10, 35, 20]
     assert found["keypoints"] == [[6, 11, 0.5]]
+    assert result().to_json(indent=2).startswith('{\n  "path": null,\n')
 
 
 def test_a_notebook_shows_a_line():
@@ -67,6 +68,16 @@ def test_a_file_is_read_again_to_draw_on_it(tmp_path: Path):
         picture = np.asarray(written)
     assert (picture[0, 0] == (10, 200, 10)).all()
     assert (picture[int(15 * 640 / 60), int(20 * 640 / 60)] != (10, 200, 10)).any()
+
+
+def test_points_are_joined_as_the_skeleton_says(tmp_path: Path):
+    grey = np.full((40, 60, 3), 50, np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    for given in ({"pixels": grey}, {"path": tmp_path / "grey.png"}):
+        alone, joined = result(**given), result(**given, skeleton=[(0, 1)])
+        for one in (alone, joined):
+            one.detections.keypoints = torch.tensor([[[6.0, 11.0, 0.9], [30.0, 18.0, 0.9]]])
+        assert (alone.draw() != joined.draw()).any()
 
 
 def test_a_given_array_is_drawn_on_without_a_file():

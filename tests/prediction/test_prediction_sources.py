@@ -29,10 +29,13 @@ def names(sources: object) -> list[str]:
 
 
 def test_a_folder_gives_its_images_by_name_and_nothing_else(folder: Path):
+    (folder / "album.png").mkdir()
     assert names(folder) == ["a.JPG", "b.png", "odd[1].png"]
+    assert names(str(folder / "*")) == ["a.JPG", "b.png", "odd[1].png"]
 
 
 def test_images_below_a_folder_are_said_to_be_left_out(folder: Path, caplog: pytest.LogCaptureFixture):
+    (folder / "deep/c.png").rename(folder / "deep/C.PNG")
     remark = f"images below it, as in {folder}/deep, are not looked at: give '{folder}/**/*' for all"
     find_sources(folder)
     assert caplog.messages == [f"{folder}: {remark}"]
@@ -40,7 +43,7 @@ def test_images_below_a_folder_are_said_to_be_left_out(folder: Path, caplog: pyt
         path.unlink()
     with pytest.raises(DataError, match=rf"{folder}: no image in this folder \(.*\); {re.escape(remark)}$"):
         find_sources(folder)
-    assert names(f"{folder}/**/*") == ["c.png"]
+    assert names(f"{folder}/**/*") == ["C.PNG"]
     caplog.clear()
     (folder / "deep").rename(folder / ".hidden")
     Image.new("RGB", (12, 11)).save(folder / "a.png")
@@ -54,8 +57,13 @@ def test_a_glob_may_look_into_deeper_folders(folder: Path):
     assert names(str(folder / "*")) == ["a.JPG", "b.png", "odd[1].png"]
 
 
-def test_a_file_may_have_brackets_in_its_name(folder: Path):
+def test_a_file_may_have_brackets_in_its_name_and_a_folder_one_like_an_address(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert names(str(folder / "odd[1].png")) == ["odd[1].png"]
+    monkeypatch.chdir(folder)
+    (folder / "deep").rename("cam:")
+    assert names("cam:/c.png") == ["c.png"]
 
 
 def test_a_tilde_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
