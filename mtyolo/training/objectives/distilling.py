@@ -78,7 +78,7 @@ def name_classes(student: Model, plan: PlanConfig, own: Own | None = None) -> No
 
 
 def teachers_files(plan: PlanConfig) -> dict[str, str]:
-    """Path -> SHA-256 of the teachers that are files now; others are made on the way, or say themselves what they are."""
+    """Path -> SHA-256 of the teachers that are files now: not of folders, nor of those that a run makes on its way."""
     stages = [stage for learner in (*plan.assistants, plan) for stage in learner.stages]
     teachers = {teacher.weights for stage in stages if stage.distill for teacher in stage.distill.teachers}
     paths = {name: resolve_beside(name, Path("plan.yaml")) for name in sorted(teachers)}
