@@ -28,6 +28,7 @@ from mtyolo.exported import ExportedModel, open_exported
 from mtyolo.exporting import export as exporting
 from mtyolo.exporting.export import Export
 from mtyolo.exporting.network import inputs_of
+from mtyolo.extractors.base import CACHED
 from mtyolo.model import Model
 from mtyolo.structures import Level
 
@@ -163,6 +164,16 @@ def test_features_go_in_where_they_are_asked_for(tmp_path: Path) -> None:
 def test_a_model_that_takes_features_takes_them_when_it_is_exported() -> None:
     content = {"extractor": {"name": "features", "levels": {8: 8, 16: 8, 32: 8}}, "detector": {"graph": MINI}}
     assert list(inputs_of(mtyolo.build(content), None, SIZE)) == ["features.8", "features.16", "features.32"]
+
+
+def test_an_extractor_of_ones_own_takes_any_number_of_images(tmp_path: Path) -> None:
+    model = with_extractor(Cells)
+    exported = open_exported(api.export(model, tmp_path / "any.onnx", size=SIZE).path)
+    for count in (1, 2 * CACHED):
+        images = torch.rand(count, 3, SIZE, SIZE)
+        with torch.no_grad():
+            expected = model.decode(model(images))
+        torch.testing.assert_close(exported.decode(exported(images)), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_with_a_fixed_batch_any_number_of_images_goes_through_in_parts_and_the_model_stays_as_it_was(
