@@ -89,19 +89,12 @@ class ExportedModel(nn.Module):
         return outputs.detect[0].flatten(1, 3)
 
     def detections(
-        self,
-        outputs: Outputs,
-        letterboxes: Sequence[Letterbox] | None = None,
-        *,
-        confidence: float = 0.25,
-        iou: float = 0.45,
-        limit: int = 300,
+        self, outputs: Outputs, letterboxes: Sequence[Letterbox] | None = None, **options: Any
     ) -> list[Detections]:
-        """As `Model.detections`."""
-        size = (self.usual_size, self.usual_size)
-        options: dict[str, Any] = {"confidence": confidence, "iou": iou, "limit": limit, "letterboxes": letterboxes}
+        """As `Model.detections`. options: confidence, iou and limit."""
+        place: dict[str, Any] = {"size": (self.usual_size, self.usual_size), "letterboxes": letterboxes}
         with torch.no_grad():
-            return instances(outputs, self.decode(outputs), size=size, keypoint=self.keypoint, **options)
+            return instances(outputs, self.decode(outputs), keypoint=self.keypoint, **place, **options)
 
     def _checked(self, images: Tensor | None, pyramid: Pyramid | None) -> dict[str, Tensor]:
         """What goes in, by name."""
