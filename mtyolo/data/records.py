@@ -236,16 +236,13 @@ def labels_of(instances: Iterable[Instance], labelled: Iterable[str], *, masks: 
     """Gather objects into arrays. `masks`, `points`: what the split has, so that all records have one form."""
     found = list(instances)
     none = np.zeros((points or 0, 3), np.float32)
+    keypoints = [none if item.keypoints is None else item.keypoints for item in found]
     return Labels(
         classes=np.array([item.class_number for item in found], np.int64),
         boxes_xyxy=np.array([item.box_xyxy for item in found], np.float32).reshape(-1, 4),
         crowd=np.array([item.crowd for item in found], np.bool_),
         segments=[item.segment for item in found] if masks else None,
-        keypoints=None
-        if points is None
-        else np.array([none if item.keypoints is None else item.keypoints for item in found], np.float32).reshape(
-            -1, points, 3
-        ),
+        keypoints=None if points is None else np.array(keypoints, np.float32).reshape(-1, points, 3),
         areas=np.array([item.area for item in found], np.float32),
         labelled=frozenset(labelled),
     )

@@ -7,19 +7,21 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from forked import exit_codes, start_pair
 from safetensors.torch import load_file
 from shape_runs import NAMES, POINTS, SCALED, SIDE, Marks, shape_config, shape_model, teacher_file
 
 from mtyolo.checkpoint import load
+from mtyolo.cli.main import main
 from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import PlanConfig, read_plan
@@ -362,36 +364,22 @@ def test_the_shipped_plan_runs_with_a_teacher_put_in(teacher: str, shapes: Path,
     assert load(run.out / "assistants" / "medium" / "last.safetensors").config.detector.graph["width_multiple"] == 0.5
 
 
-@pytest.mark.slow
+def commanded(folder: Path, arguments: list[str]) -> None:
+    """What a process of a group says goes to a file of its own."""
+    with (folder / f"said by {os.environ['RANK']}").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = main(arguments)
+    sys.exit(code)
+
+
 def test_in_two_processes_the_student_follows_its_assistant(teacher: str, shapes: Path, tmp_path: Path) -> None:
     plan = plan_of(teacher, epochs=1)
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(model_of(0.05)))
     options = f"--imgsz {SIDE} --batch 4 --epochs 1 --workers 0 --device cpu --out {tmp_path / 'run'}"
     call = f"train -m {tmp_path / 'student.yaml'} -d {shapes} --plan {tmp_path / 'plan.yaml'} {options}"
-    shared = {
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(22000 + os.getpid() % 20000),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "mtyolo", *call.split()],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300)[0] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], said
+    codes = exit_codes(start_pair(commanded, tmp_path, call.split()))
+    said = [(tmp_path / f"said by {rank}").read_text() for rank in range(2)]
+    assert codes == [0, 0], said
     assert "assistant medium: begins" in said[0]
     assert "the student's turn" in said[0]
     assert "weights to use" in said[0]
