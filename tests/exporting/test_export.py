@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 import mtyolo
@@ -29,6 +30,7 @@ from mtyolo.exporting import export as exporting
 from mtyolo.exporting.export import Export
 from mtyolo.exporting.network import inputs_of
 from mtyolo.model import Model
+from mtyolo.prediction.predict import letterboxed
 from mtyolo.structures import Level
 
 SIZE = 64
@@ -225,9 +227,13 @@ def test_without_torch_a_file_gives_the_same_boxes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     example, picture = Path(__file__).parents[2] / "examples/without_torch.py", tmp_path / "picture.png"
-    Image.open(shapes.parent / "images/val/0000.jpg").crop((0, 16, SIZE, SIZE)).save(picture)  # wide, to be padded only
-    monkeypatch.setattr(sys, "argv", [str(example), str(exported.path), str(picture)])
-    runpy.run_path(str(example), run_name="__main__")
+    whole = Image.open(shapes.parent / "images/val/0000.jpg")
+    wide = whole.crop((0, 16, SIZE, SIZE))  # to be padded only: scores of a network that knows nothing jump
+    (exif := Image.Exif())[ExifTags.Base.Orientation] = 6
+    wide.transpose(Image.Transpose.ROTATE_90).save(picture, exif=exif)
+    path = with_points_of(exported, [0], tmp_path / "first.onnx")
+    monkeypatch.setattr(sys, "argv", [str(example), str(path), str(picture)])
+    ran = runpy.run_path(str(example), run_name="__main__")
     *said, last = capsys.readouterr().out.splitlines()
     (expected,) = mtyolo.predict(exported, picture, limit=1000)
     assert last == f"picture.png: {len(expected)} objects"
@@ -238,7 +244,21 @@ def test_without_torch_a_file_gives_the_same_boxes(
     found = torch.tensor([int(re.search(r"mask of (\d+) pixels", line)[1]) for line in said])
     areas = expected.masks.flatten(1).sum(1)
     assert ((found - areas).abs() / areas)[areas > 200].median() < 0.15
-    assert f"of {exported.keypoints} points visible" in said[0]
+    pointed = [f"of {exported.keypoints} points visible" in line for line in said]
+    assert pointed == [name == exported.names[0] for name in names]
+    images, *_ = ran["letterboxed"](whole, 45)  # shrunk
+    expected_pixels, _ = letterboxed(np.asarray(whole), 45)
+    assert abs(images[0].transpose(1, 2, 0) * 255 - expected_pixels).max() < 1.01
+
+
+def with_points_of(exported: ExportedModel, classes: list[int], path: Path) -> Path:
+    """The file, as of a model that learned points of these classes alone."""
+    content, described = onnx.load(str(exported.path)), exported.description
+    keypoint = described.keypoint.model_copy(update={"classes": classes})
+    told = next(one for one in content.metadata_props if one.key == "mtyolo")
+    told.value = described.model_copy(update={"keypoint": keypoint}).model_dump_json()
+    onnx.save(content, str(path))
+    return path
 
 
 def test_official_programs_find_names_and_stride(written: Export, model: Model) -> None:
