@@ -3,9 +3,9 @@
 mtyolo export --model runs/train/best.safetensors --out best.onnx
 python examples/without_torch.py best.onnx bus.jpg
 
-Boxes, masks and keypoints are those of `mtyolo.predict`, nearly: Pillow resizes pictures to a little other pixels,
-masks are taken at a quarter of the input's size, and keypoints as the anchors have them, before heat-maps move them to
-where the picture shows them.
+Boxes, masks and keypoints are those of `mtyolo.predict`, nearly: pixels differ by one in 255 where pictures are
+resized, masks are taken at a quarter of the input's size, and keypoints as the anchors have them, before heat-maps move
+them to where the picture shows them.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 GREY, CONFIDENCE, OVERLAP = 114, 0.25, 0.45
 
@@ -25,7 +25,10 @@ def letterboxed(picture, size):
     width, height = (round(side * ratio) for side in picture.size)
     left, top = (size - width) // 2, (size - height) // 2
     canvas = np.full((size, size, 3), GREY, np.float32)
-    canvas[top : top + height, left : left + width] = picture.resize((width, height), Image.Resampling.BILINEAR)
+    scale = (picture.width / width, 0, 0, 0, picture.height / height, 0)
+    # Not picture.resize, which takes means of what it makes smaller: the network has not learned from such pixels.
+    inner = picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
+    canvas[top : top + height, left : left + width] = inner
     return canvas.transpose(2, 0, 1)[None] / 255, ratio, left, top
 
 
@@ -56,9 +59,10 @@ def sigmoid(values):
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 about = json.loads(session.get_modelmeta().custom_metadata_map["mtyolo"])
-picture = Image.open(sys.argv[2]).convert("RGB")
+picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")  # upright, as cameras note it
 images, ratio, left, top = letterboxed(picture, about["size"])
 names = [output.name for output in session.get_outputs()]
+with_points = (about["keypoint"] or {}).get("classes") or range(len(about["names"]))  # classes by their number
 outputs = dict(zip(names, session.run(names, {"images": images}), strict=True))
 decoded = outputs["decoded"][0]
 
@@ -71,7 +75,7 @@ for row in rows:
         scale = mask.shape[0] / about["size"]
         x1, y1, x2, y2 = ((box * ratio + [left, top, left, top]) * scale).round().astype(int)
         said += f", mask of {mask[y1:y2, x1:x2].sum() / (scale * ratio) ** 2:.0f} pixels"
-    if "points" in outputs:
+    if "points" in outputs and classes[row] in with_points:
         raw = outputs["points"][0, row].reshape(-1, 3)
         points = (decoded[row, :2] + raw[:, :2] * decoded[row, 2:4] - [left, top]) / ratio
         said += f", {(sigmoid(raw[:, 2]) > 0.5).sum()} of {len(points)} points visible"

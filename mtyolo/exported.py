@@ -98,20 +98,34 @@ class ExportedModel(nn.Module):
 
     def _checked(self, images: Tensor | None, pyramid: Pyramid | None) -> dict[str, Tensor]:
         """What goes in, by name."""
-        wanted = self.description.inputs
-        if (images is None) == self.description.takes_images:
-            kind = "images" if self.description.takes_images else f"features, pyramid={{{self._levels()}}}"
-            raise ConfigError(f"{self.path}: was exported for {kind}; give these, or export it again with other inputs")
+        takes_images = self.description.takes_images
+        if (images is not None) != takes_images or (pyramid is None) != takes_images:
+            kind = "images" if takes_images else f"features, from Python as pyramid={{{self._levels()}}}"
+            raise ConfigError(
+                f"{self.path}: was exported for {kind}; give these alone, or export it again with other inputs"
+            )
+        if pyramid is not None and not isinstance(pyramid, Mapping):
+            raise DataError(f"{self.path}: expected features as {{{self._levels()}}}, got {type(pyramid).__name__}")
         levels = {f"{FEATURES}{stride}": level for stride, level in (pyramid or {}).items()}
-        given = {IMAGES: images} if images is not None else levels
-        for name, shape in wanted.items():
-            found = list(given[name].shape) if name in given else None
-            if found is None or found[1:] != shape:
-                raise DataError(
-                    f"{self.path}: {name}: expected [B, {', '.join(map(str, shape))}], got {found or 'nothing'}; it "
-                    f"was exported for {self.usual_size} pixels: keep to these, or export it again with another imgsz"
-                )
-        return {name: given[name] for name in wanted}  # type: ignore[misc]
+        given: Mapping[str, Any] = levels if images is None else {IMAGES: images}
+        checked = {name: self._tensor(name, given.get(name)) for name in self.description.inputs}
+        counts = {name: len(tensor) for name, tensor in checked.items()}
+        if len(set(counts.values())) > 1:
+            raise DataError(f"{self.path}: expected features of the same images, got so many of each: {counts}")
+        return checked
+
+    def _tensor(self, name: str, given: object) -> Tensor:
+        """What is given for an input, if it can be that. Raises DataError."""
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            found = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise DataError(f"{self.path}: {name}: expected a tensor of floats, images in 0..1, got {found}")
+        shape = self.description.inputs[name]
+        if list(given.shape[1:]) != shape:
+            raise DataError(
+                f"{self.path}: {name}: expected [B, {', '.join(map(str, shape))}], got {list(given.shape)}; it was "
+                f"exported for {self.usual_size} pixels: keep to these, or export it again with another imgsz"
+            )
+        return given
 
     def _levels(self) -> str:
         return ", ".join(f"{name.removeprefix(FEATURES)}: …" for name in self.description.inputs)
@@ -134,8 +148,11 @@ class ExportedModel(nn.Module):
         return {name: torch.from_numpy(array) for name, array in zip(self.outputs, found, strict=True)}
 
 
-def open_exported(path: Path | str) -> ExportedModel:
-    """A file that `mtyolo.export` wrote. Raises CheckpointError for others, ConfigError without onnxruntime."""
+def open_exported(path: Path | str, *, accelerated: bool = True) -> ExportedModel:
+    """A file that `mtyolo.export` wrote. Raises CheckpointError for others, ConfigError without onnxruntime.
+
+    accelerated: on a GPU where onnxruntime has one, which rounds more than single precision does (TF32).
+    """
     path = existing(path)
     try:
         import onnxruntime
@@ -143,8 +160,8 @@ def open_exported(path: Path | str) -> ExportedModel:
         raise ConfigError(f"{path}: is run by onnxruntime, which is not installed: {INSTALL}") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    known = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+    gpu = accelerated and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    providers = [*(["CUDAExecutionProvider"] if gpu else []), "CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
     except Exception as error:  # its errors have no class in common

@@ -48,6 +48,14 @@ def existing(path: Path | str) -> Path:
     return path
 
 
+def exported_name(path: Path | str) -> Path:
+    """Where an exported network is to be written. Raises ConfigError for a name by which no command would know it."""
+    path = Path(path)
+    if path.suffix != EXPORTED:
+        raise ConfigError(f"{path}: is written as ONNX; name it {path.stem}{EXPORTED}")
+    return path
+
+
 def model_file(name: str | Path) -> Path:
     """As named, without its suffix, or one that ships with mtyolo. Raises ConfigError where there is none."""
     for candidate in (str(name), f"{name}.yaml"):

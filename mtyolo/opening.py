@@ -109,14 +109,19 @@ def open_to_find(
         return open_model(path, weights=weights, features=features, **options)
     for name, given in {"weights": weights, "features": features}.items():
         if given is not None:
-            raise ConfigError(f"{path}: an exported network takes no {name}; leave them out, or name what it is of")
+            raise ConfigError(
+                f"{path}: an exported network takes no {name}; leave them out, or name the weights that it was "
+                "exported from"
+            )
     return open_exported(path)
 
 
 def not_exported(model: Model | ExportedModel) -> Model:
     """Before it meets a feature store. Raises ConfigError."""
     if isinstance(model, ExportedModel):
-        raise ConfigError(f"{model.path}: an exported network takes no feature store; leave features out")
+        raise ConfigError(
+            f"{model.path}: an exported network takes no feature store; name the weights it was exported from"
+        )
     return model
 
 

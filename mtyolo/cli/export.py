@@ -9,7 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import say
-from mtyolo.files import EXPORTED
+from mtyolo.files import EXPORTED, exported_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,10 +23,21 @@ EXAMPLES = (
 )
 
 
+def out_named(path: Path | None) -> Path | None:
+    return None if path is None else exported_name(path)
+
+
 def export(
     model: options.Model,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", show_default="beside the model, as .onnx", help="The file to write.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=out_named,
+            show_default="beside the weights, as .onnx; here for a model file",
+            help="The file to write.",
+        ),
     ] = None,
     imgsz: options.ImageSize = None,
     batch: Annotated[

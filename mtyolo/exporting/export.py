@@ -18,9 +18,11 @@ from mtyolo.config.arguments import check_counts, check_paths, check_size
 from mtyolo.errors import CheckpointError, ConfigError
 from mtyolo.exported import DESCRIPTION, INSTALL, Description, ExportedModel, open_exported
 from mtyolo.exporting.network import Exportable, inputs_of, strides_in
-from mtyolo.files import EXPORTED, replacing
+from mtyolo.files import exported_name, replacing
 from mtyolo.geometry import fitting_side
 from mtyolo.model import Model
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 2
 """Images that the network is followed with where any number is to do: one would be taken for the only number."""
@@ -29,6 +31,8 @@ LARGEST_DIFFERENCE = 1e-3
 1e-5."""
 SMALLEST_VALUE = 1e-6
 """Outputs that are all smaller are compared as they are."""
+LARGEST_FILE = 1536 * 2**20
+"""Bytes of values in a file: torch puts more of them beside it, where no rename would take them along."""
 
 
 class Export(NamedTuple):
@@ -39,7 +43,7 @@ class Export(NamedTuple):
     outputs: dict[str, list[int]]
     """Name -> shape without the batch."""
     differences: dict[str, float]
-    """Name -> largest difference to the model's, in parts of the largest value."""
+    """Name -> largest difference to the model's, in parts of the largest value of its kind."""
 
 
 def export(
@@ -60,18 +64,22 @@ def export(
     the one that the model was trained at. batch: images at once; by default any number. inputs: images, or features
     for what comes behind the extractor; by default images where the model takes them. opset: version of ONNX's
     operators, by default torch's.
-    Raises ConfigError: an argument that can not be meant, a library that is missing, a model that can not be followed;
-    CheckpointError where the file would give other numbers than the model.
+    Raises ConfigError: an argument that can not be meant, a library that is missing, a model that can not be followed
+    or is too large; CheckpointError where the model gives no numbers, or the file would give others; MtyoloError where
+    nothing can be written.
     """
     path = _checked(model, path, size, batch, opset)
     still = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     described = _described(still, size, batch, inputs)
     network, examples = Exportable(still, strides_in(described.inputs)), _examples(described)
-    wanted = network.named(list(examples.values()))
-    program = _followed(network, examples, list(wanted), described, opset)
-    with replacing(path) as temporary:
+    wanted = _wanted(network, examples)
+    if fresh := model.fresh_classes:
+        said = "the weights do not know %d of %d classes, first %r; of these the file finds nothing"
+        logger.warning(said, len(fresh), len(model.names), fresh[0])
+    with replacing(path) as temporary:  # around all that takes long: a place that can not be written to is said before
+        program = _followed(network, examples, list(wanted), described, opset)
         program.save(str(temporary), external_data=False)
-        differences = compare(open_exported(temporary), examples, wanted)
+        differences = compare(open_exported(temporary, accelerated=False), examples, wanted)
         wrong = [name for name, difference in differences.items() if not difference <= LARGEST_DIFFERENCE]
         if wrong:
             raise CheckpointError(
@@ -82,21 +90,29 @@ def export(
 
 
 def compare(exported: ExportedModel, examples: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each output's largest difference to what is wanted, in parts of the largest value there."""
+    """Each output's largest difference to what is wanted, in parts of the largest value there, of its kind."""
     found = exported.run(examples)
-    return {
-        name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=SMALLEST_VALUE))
-        for name, tensor in wanted.items()
-    }
+    return {name: _difference(_kinds(name, found[name]), _kinds(name, tensor)) for name, tensor in wanted.items()}
+
+
+def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    parts = [
+        (one - other).abs().max() / other.abs().max().clamp(min=SMALLEST_VALUE)
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    return float(torch.stack(parts).max())  # Python's max would lose a nan
+
+
+def _kinds(name: str, output: Tensor) -> list[Tensor]:
+    """An output's values by what they are: beside hundreds of pixels, a wrong score would be none."""
+    return [output[..., :4], output[..., 4:]] if name == "decoded" else [output]
 
 
 def _checked(model: object, path: str | Path, size: int | None, batch: int | None, opset: int | None) -> Path:
     if not isinstance(model, Model):
         raise ConfigError(f"model: expected a model of mtyolo, got {type(model).__name__}")
     check_paths("path", path=path)
-    path = Path(path)
-    if path.suffix != EXPORTED:
-        raise ConfigError(f"{path}: is written as ONNX; name it {path.stem}{EXPORTED}")
+    path = exported_name(path)
     check_size(size)
     check_counts(batch=1 if batch is None else batch, opset=1 if opset is None else opset)
     for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -123,6 +139,18 @@ def _examples(described: Description) -> dict[str, Tensor]:
     return {name: torch.rand(count, *shape, generator=random) for name, shape in described.inputs.items()}
 
 
+def _wanted(network: Exportable, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model gives. Raises CheckpointError where that is no numbers, which no file could be held to."""
+    wanted = network.named(list(examples.values()))
+    wrong = [name for name, tensor in wanted.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise CheckpointError(
+            f"export: the model's {wrong[0]} are not finite: its weights, or what its extractor makes of images, are "
+            "damaged; export other weights"
+        )
+    return wanted
+
+
 def _followed(
     network: Exportable,
     examples: Mapping[str, Tensor],
@@ -136,7 +164,8 @@ def _followed(
     names: dict[str, Any] = {"input_names": list(examples), "output_names": list(outputs)}
     try:
         with _quiet():
-            program = torch.export.export(network, (given,), dynamic_shapes=shapes)
+            # Not strict: as from torch 2.7 on; before, that was not the default.
+            program = torch.export.export(network, (given,), dynamic_shapes=shapes, strict=False)
             onnx: Any = torch.onnx.export(program, **names, opset_version=opset, verbose=False)
     except Exception as error:  # its errors, and those of own classes, have no class in common
         hint = "with batch=1, or " if described.batch is None else ""
@@ -144,6 +173,12 @@ def _followed(
             f"export: the model can not be followed: {_first_line(error)}; what an extractor or adapter does may not "
             f"depend on the values of what it is given; try it {hint}with inputs='features', without the extractor"
         ) from error
+    values = [one.const_value for one in onnx.model.graph.initializers.values()]
+    if (held := sum(value.nbytes for value in values if value is not None)) > LARGEST_FILE:
+        raise ConfigError(
+            f"export: the model holds {held / 1e9:.1f} GB, an ONNX file {LARGEST_FILE / 1e9:.1f}; try it with "
+            "inputs='features', without the extractor"
+        )
     version = onnx.model.opset_imports[""]
     if opset not in (None, version):
         raise ConfigError(f"opset={opset}: can not be translated to, only to {version}; leave it out, or try another")

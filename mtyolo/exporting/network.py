@@ -62,11 +62,13 @@ def inputs_of(model: Model, kind: str | None, size: int) -> dict[str, list[int]]
         raise ConfigError("inputs: this model takes features; leave it out, or name an extractor in its model file")
     if kind == "features" and model.extractor is None:
         raise ConfigError("inputs: this model has no extractor, so it takes images and not features; leave it out")
-    if kind == "features" and model.graph.needs_images:
+    features = kind == "features" or given
+    if features and model.graph.needs_images:
         raise ConfigError(
-            "inputs: layers before the entry still need the images, so that features alone do not do; leave it out"
+            "inputs: layers before the entry still need the images, so that features alone do not do; take images, or "
+            "replace more layers"
         )
-    if kind == "features" or given:
+    if features:
         levels = sorted(getattr(model.extractor, "levels", ()))
         return {f"{FEATURES}{one.stride}": [one.channels, size // one.stride, size // one.stride] for one in levels}
     return {IMAGES: [3 if model.extractor is not None else model.graph.levels[-1].channels, size, size]}

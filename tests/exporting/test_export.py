@@ -12,24 +12,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 import mtyolo
 from mtyolo import api
 from mtyolo.cli.main import main
 from mtyolo.data.shapes import make_shapes
-from mtyolo.errors import CheckpointError, ConfigError, DataError
+from mtyolo.errors import CheckpointError, ConfigError, DataError, MtyoloError
 from mtyolo.exported import ExportedModel, open_exported
 from mtyolo.exporting import export as exporting
 from mtyolo.exporting.export import Export
 from mtyolo.exporting.network import inputs_of
 from mtyolo.extractors.base import CACHED
 from mtyolo.model import Model
+from mtyolo.prediction.predict import letterboxed
 from mtyolo.structures import Level
 
 SIZE = 64
@@ -155,10 +157,16 @@ def test_features_go_in_where_they_are_asked_for(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.decode(model(pyramid=pyramid))
     torch.testing.assert_close(exported.decode(exported(pyramid=pyramid)), expected, atol=1e-3, rtol=1e-4)
-    with pytest.raises(ConfigError, match=r"was exported for features, pyramid=\{8: …, 16: …, 32: …\}"):
+    with pytest.raises(ConfigError, match=r"was exported for features, from Python as pyramid=\{8: …, 16: …, 32: …\}"):
         exported(torch.rand(1, 3, SIZE, SIZE))
     with pytest.raises(DataError, match=r"features.16: expected \[B, 16, 4, 4\], got \[3, 16, 2, 2\]"):
         exported(pyramid=pyramid | {16: pyramid[32]})
+    with pytest.raises(DataError, match=r"features of the same images, .*'features.16': 2"):
+        exported(pyramid=pyramid | {16: pyramid[16][:2]})
+    with pytest.raises(DataError, match=r"features.16: expected a tensor of floats, .* got NoneType"):
+        exported(pyramid={8: pyramid[8]})
+    with pytest.raises(DataError, match=r"expected features as \{8: …, 16: …, 32: …\}, got list"):
+        exported(pyramid=list(pyramid.values()))  # type: ignore[arg-type]
 
 
 def test_a_model_that_takes_features_takes_them_when_it_is_exported() -> None:
@@ -230,9 +238,13 @@ def test_without_torch_a_file_gives_the_same_boxes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     example, picture = Path(__file__).parents[2] / "examples/without_torch.py", tmp_path / "picture.png"
-    Image.open(shapes.parent / "images/val/0000.jpg").crop((0, 16, SIZE, SIZE)).save(picture)  # wide, to be padded only
-    monkeypatch.setattr(sys, "argv", [str(example), str(exported.path), str(picture)])
-    runpy.run_path(str(example), run_name="__main__")
+    whole = Image.open(shapes.parent / "images/val/0000.jpg")
+    wide = whole.crop((0, 16, SIZE, SIZE))  # to be padded only: scores of a network that knows nothing jump
+    (exif := Image.Exif())[ExifTags.Base.Orientation] = 6
+    wide.transpose(Image.Transpose.ROTATE_90).save(picture, exif=exif)
+    path = with_points_of(exported, [0], tmp_path / "first.onnx")
+    monkeypatch.setattr(sys, "argv", [str(example), str(path), str(picture)])
+    ran = runpy.run_path(str(example), run_name="__main__")
     *said, last = capsys.readouterr().out.splitlines()
     (expected,) = mtyolo.predict(exported, picture, limit=1000)
     assert last == f"picture.png: {len(expected)} objects"
@@ -243,7 +255,21 @@ def test_without_torch_a_file_gives_the_same_boxes(
     found = torch.tensor([int(re.search(r"mask of (\d+) pixels", line)[1]) for line in said])
     areas = expected.masks.flatten(1).sum(1)
     assert ((found - areas).abs() / areas)[areas > 200].median() < 0.15
-    assert f"of {exported.keypoints} points visible" in said[0]
+    pointed = [f"of {exported.keypoints} points visible" in line for line in said]
+    assert pointed == [name == exported.names[0] for name in names]
+    images, *_ = ran["letterboxed"](whole, 45)  # shrunk
+    expected_pixels, _ = letterboxed(np.asarray(whole), 45)
+    assert abs(images[0].transpose(1, 2, 0) * 255 - expected_pixels).max() < 1.01
+
+
+def with_points_of(exported: ExportedModel, classes: list[int], path: Path) -> Path:
+    """The file, as of a model that learned points of these classes alone."""
+    content, described = onnx.load(str(exported.path)), exported.description
+    keypoint = described.keypoint.model_copy(update={"classes": classes})
+    told = next(one for one in content.metadata_props if one.key == "mtyolo")
+    told.value = described.model_copy(update={"keypoint": keypoint}).model_dump_json()
+    onnx.save(content, str(path))
+    return path
 
 
 def test_official_programs_find_names_and_stride(written: Export, model: Model) -> None:
@@ -274,8 +300,52 @@ def test_the_comparison_sees_a_difference(model: Model, exported: ExportedModel)
     images = {"images": torch.rand(2, 3, SIZE, SIZE)}
     found = exported.run(images)
     assert exporting.compare(exported, images, found) == dict.fromkeys(found, 0.0)
-    off = found | {"decoded": found["decoded"] * 1.01}
-    assert exporting.compare(exported, images, off)["decoded"] == pytest.approx(0.01 / 1.01, rel=1e-3)
+    for wrong in (slice(0, 4), slice(4, None)):  # boxes in pixels, and beside them scores
+        off = {name: output.clone() for name, output in found.items()}
+        off["decoded"][..., wrong] *= 1.01
+        assert exporting.compare(exported, images, off)["decoded"] == pytest.approx(0.01 / 1.01, rel=1e-3)
+    off["decoded"][0, 0, 0] = math.nan
+    assert math.isnan(exporting.compare(exported, images, off)["decoded"])
+
+
+def test_a_model_that_gives_no_numbers_is_not_to_be_blamed_on_the_translation(tmp_path: Path) -> None:
+    model = with_extractor(Cells)
+    model.extractor.layers[0].bias.data[0] = math.nan
+    with pytest.raises(CheckpointError, match="the model's decoded are not finite"):
+        api.export(model, tmp_path / "model.onnx", size=SIZE)
+
+
+def test_a_place_that_can_not_be_written_to_is_named_before_the_network_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_followed", lambda *given: pytest.fail("followed"))
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(MtyoloError, match="is a folder, pipe or device"):
+        api.export(with_extractor(Cells), tmp_path / "folder.onnx", size=SIZE)
+
+
+def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "LARGEST_FILE", 1000)
+    with pytest.raises(ConfigError, match=r"the model holds 0.0 GB, .* with inputs='features'"):
+        api.export(with_extractor(Cells), tmp_path / "model.onnx", size=SIZE, batch=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_that_the_weights_do_not_know_are_said_and_compared_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, known, asked = with_extractor(Cells), onnxruntime.InferenceSession, []
+    model.config = model.config.model_copy(update={"unknown_classes": ["7"]})
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *given, providers: asked.append(providers) or known(*given, providers=["CPUExecutionProvider"]),
+    )
+    path = api.export(model, tmp_path / "model.onnx", size=SIZE).path
+    assert "do not know 1 of 80 classes, first '7'" in caplog.text
+    open_exported(path)
+    assert asked == [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]]
 
 
 @pytest.mark.parametrize(
@@ -310,8 +380,11 @@ def test_images_for_a_model_of_features_and_features_for_one_that_sees_images_ar
     with pytest.raises(ConfigError, match="this model takes features"):
         api.export(mtyolo.build(content), tmp_path / "x.onnx", inputs="images")
     early = {"extractor": {"name": "own"}, "detector": {"graph": MINI, "entry": {3: 16, 4: 32}}}
-    with pytest.raises(ConfigError, match="layers before the entry still need the images"):
+    with pytest.raises(ConfigError, match=r"layers before the entry still need the images, so that .*; take images"):
         api.export(mtyolo.build(early, extractors={"own": Cells}), tmp_path / "x.onnx", inputs="features")
+    content = {"extractor": content["extractor"], "detector": early["detector"]}
+    with pytest.raises(ConfigError, match=r"layers before the entry still need the images, so that .*; take images"):
+        api.export(mtyolo.build(content), tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
@@ -364,8 +437,11 @@ def test_what_an_exported_network_can_not_do_is_said(written: Export, exported: 
         mtyolo.predict(exported, shapes.parent / "images/val", features="features")
     with pytest.raises(DataError, match=r"images: expected \[B, 3, 64, 64\], got \[2, 3, 96, 96\]; it was expor"):
         exported(torch.rand(2, 3, 96, 96))
-    with pytest.raises(ConfigError, match="was exported for images"):
-        exported(pyramid={8: torch.rand(1, 16, 8, 8)})
+    with pytest.raises(DataError, match=r"images: expected a tensor of floats, images in 0..1, got torch.uint8"):
+        exported(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+    for images in (None, torch.rand(1, 3, SIZE, SIZE)):
+        with pytest.raises(ConfigError, match="was exported for images"):
+            exported(images, pyramid={8: torch.rand(1, 16, 8, 8)})
 
 
 def test_the_command_writes_what_val_and_predict_take(
@@ -377,6 +453,8 @@ def test_the_command_writes_what_val_and_predict_take(
     assert main(["export", "--model", str(weights), "--imgsz", str(SIZE)]) == 0
     said = capsys.readouterr()
     assert "mine.onnx" in said.out
+    assert main(["export", "--model", str(weights), "--out", "other.pt"]) == 2
+    assert capsys.readouterr().err == "mtyolo: error: other.pt: is written as ONNX; name it other.onnx\n"  # at once
     assert f"B x 168 x {5 + len(model.names)}" in said.out  # two anchors at 64 + 16 + 4 cells
     assert main(["val", "--model", "mine.onnx", "--data", str(shapes), "--json", "judged.json"]) == 0
     assert "detect/AP" in json.loads(Path("judged.json").read_text())
