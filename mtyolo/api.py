@@ -100,18 +100,19 @@ def export(
     batch: int | None = None,
     inputs: str | None = None,
     opset: int | None = None,
+    features: str | Path | None = None,
     extractors: Registry | None = None,
     adapters: Registry | None = None,
     trust: bool = False,
 ) -> Export:
     """Write a model to an ONNX file; `mtyolo.exporting.export.export` explains the arguments.
 
-    model: or a path, which is opened. extractors, adapters: your own classes by name, for such. trust: import
-    `package.module:Class` that its file names.
+    model: or a path, which is opened. For such: features: a store that stands in for its extractor, whose features then
+    go in; extractors, adapters: your own classes by name; trust: import `package.module:Class` that its file names.
     """
     if not isinstance(model, Model):
         check_paths("model", model=model)
-        model = open_model(model, extractors=extractors, adapters=adapters, trust=trust)
+        model = open_model(model, features=features, extractors=extractors, adapters=adapters, trust=trust)
     return write_onnx(model, path, size=size, batch=batch, inputs=inputs, opset=opset)
 
 

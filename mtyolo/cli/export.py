@@ -9,7 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import say
-from mtyolo.files import EXPORTED, exported_name
+from mtyolo.files import EXPORTED, WEIGHT_SUFFIXES, exported_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,6 +55,10 @@ def export(
         typer.Option(min=1, show_default="torch's", help="Version of ONNX's operators, for older runtimes."),
     ] = None,
     weights: options.Weights = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="A store of the extractor's features, which then need not be there: features go in."),
+    ] = None,
     trust: options.Trust = False,
 ) -> None:
     from rich import print as show
@@ -62,8 +66,10 @@ def export(
     from mtyolo.exporting.export import export as write
     from mtyolo.opening import open_model
 
-    path = out or Path(model.name if model.suffix == ".yaml" else model).with_suffix(EXPORTED)
-    opened = open_model(model, weights=weights, trust=trust)
+    path = out or Path(model if model.suffix in WEIGHT_SUFFIXES else model.name).with_suffix(EXPORTED)
+    opened = open_model(model, weights=weights, features=features, trust=trust)
+    if model.suffix not in WEIGHT_SUFFIXES and weights is None and opened.config.detector.weights is None:
+        say(f"note: {model} names no weights of its detector: what is exported has learned nothing")
     say(f"{path}: following the network; this takes some seconds")
     written = write(opened, path, size=imgsz, batch=batch, inputs=inputs, opset=opset)
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, agrees with the model")

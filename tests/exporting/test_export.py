@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
@@ -103,6 +104,7 @@ def with_extractor(extractor: type[nn.Module]) -> Model:
     return mtyolo.build(content, extractors={"own": extractor})
 
 
+@pytest.mark.slow
 def test_the_outputs_are_those_of_the_model_for_any_number_of_images(model: Model, written: Export) -> None:
     session = onnxruntime.InferenceSession(str(written.path))
     for count in (1, 3):
@@ -172,6 +174,21 @@ def test_features_go_in_where_they_are_asked_for(tmp_path: Path) -> None:
 def test_a_model_that_takes_features_takes_them_when_it_is_exported() -> None:
     content = {"extractor": {"name": "features", "levels": {8: 8, 16: 8, 32: 8}}, "detector": {"graph": MINI}}
     assert list(inputs_of(mtyolo.build(content), None, SIZE)) == ["features.8", "features.16", "features.32"]
+
+
+@pytest.mark.slow
+def test_a_store_stands_in_for_the_extractor(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extractor = {"name": "timm/mobilenetv3_small_050", "weights": "none"}
+    Path("model.yaml").write_text(yaml.safe_dump({"extractor": extractor, "detector": {"graph": MINI}}))
+    options = ["--model", "model.yaml", "--imgsz", str(SIZE)]
+    assert main(["extract", *options, "--data", str(shapes), "--out", "store"]) == 0
+    assert main(["export", *options, "--features", "store"]) == 0
+    assert "note: model.yaml names no weights of its detector" in capsys.readouterr().err
+    assert list(open_exported("model.onnx").description.inputs) == ["features.8", "features.16", "features.32"]
+    assert not [name for name in initializers(Path("model.onnx")) if "extractor" in name]
 
 
 def test_an_extractor_of_ones_own_takes_any_number_of_images(tmp_path: Path) -> None:
