@@ -26,7 +26,7 @@ def letterboxed(picture, size):
     left, top = (size - width) // 2, (size - height) // 2
     canvas = np.full((size, size, 3), GREY, np.float32)
     scale = (picture.width / width, 0, 0, 0, picture.height / height, 0)
-    # Not picture.resize, which takes means of what it makes smaller: the network has not learned from such pixels.
+    # Not picture.resize, which takes means of what it makes smaller: results would not be those of mtyolo.predict.
     inner = picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
     canvas[top : top + height, left : left + width] = inner
     return canvas.transpose(2, 0, 1)[None] / 255, ratio, left, top

@@ -110,8 +110,8 @@ class ExportedModel(nn.Module):
         given: Mapping[str, Any] = levels if images is None else {IMAGES: images}
         checked = {name: self._tensor(name, given.get(name)) for name in self.description.inputs}
         counts = {name: len(tensor) for name, tensor in checked.items()}
-        if len(set(counts.values())) > 1:
-            raise DataError(f"{self.path}: expected features of the same images, got so many of each: {counts}")
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise DataError(f"{self.path}: expected the same number of each, at least one, got so many: {counts}")
         return checked
 
     def _tensor(self, name: str, given: object) -> Tensor:

@@ -173,6 +173,14 @@ def _followed(
             f"export: the model can not be followed: {_first_line(error)}; what an extractor or adapter does may not "
             f"depend on the values of what it is given; try it {hint}with inputs='features', without the extractor"
         ) from error
+    _refuse_what_no_file_holds(onnx, opset)
+    official = {"names": str(described.names), "stride": str(described.largest_stride)}  # as its programs read them
+    onnx.model.metadata_props.update({DESCRIPTION: described.model_dump_json(), **official})
+    return onnx
+
+
+def _refuse_what_no_file_holds(onnx: Any, opset: int | None) -> None:
+    """Raises ConfigError for too many values, and for operators of another version than what was asked for."""
     values = [one.const_value for one in onnx.model.graph.initializers.values()]
     if (held := sum(value.nbytes for value in values if value is not None)) > LARGEST_FILE:
         raise ConfigError(
@@ -182,9 +190,6 @@ def _followed(
     version = onnx.model.opset_imports[""]
     if opset not in (None, version):
         raise ConfigError(f"opset={opset}: can not be translated to, only to {version}; leave it out, or try another")
-    official = {"names": str(described.names), "stride": str(described.largest_stride)}  # as its programs read them
-    onnx.model.metadata_props.update({DESCRIPTION: described.model_dump_json(), **official})
-    return onnx
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def test_features_go_in_where_they_are_asked_for(tmp_path: Path) -> None:
         exported(torch.rand(1, 3, SIZE, SIZE))
     with pytest.raises(DataError, match=r"features.16: expected \[B, 16, 4, 4\], got \[3, 16, 2, 2\]"):
         exported(pyramid=pyramid | {16: pyramid[32]})
-    with pytest.raises(DataError, match=r"features of the same images, .*'features.16': 2"):
+    with pytest.raises(DataError, match=r"the same number of each, .*'features.16': 2"):
         exported(pyramid=pyramid | {16: pyramid[16][:2]})
     with pytest.raises(DataError, match=r"features.16: expected a tensor of floats, .* got NoneType"):
         exported(pyramid={8: pyramid[8]})
@@ -456,6 +456,8 @@ def test_what_an_exported_network_can_not_do_is_said(written: Export, exported: 
         exported(torch.rand(2, 3, 96, 96))
     with pytest.raises(DataError, match=r"images: expected a tensor of floats, images in 0..1, got torch.uint8"):
         exported(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"at least one, got so many: \{'images': 0\}"):
+        exported(torch.rand(0, 3, SIZE, SIZE))
     for images in (None, torch.rand(1, 3, SIZE, SIZE)):
         with pytest.raises(ConfigError, match="was exported for images"):
             exported(images, pyramid={8: torch.rand(1, 16, 8, 8)})
