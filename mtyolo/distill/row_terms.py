@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from mtyolo.distill.slopes import Sloped, parts, precision_of, with_slopes
 from mtyolo.tasks.detect.branch import BOX_VALUES, OBJECTNESS
-from mtyolo.tasks.maps import empty_map, rows_and_column, rows_of
+from mtyolo.tasks.maps import empty_map, rows_of
+from mtyolo.tasks.rows import rows_and_column
 
 BOX, CLASSES = slice(0, OBJECTNESS), slice(BOX_VALUES, None)
 

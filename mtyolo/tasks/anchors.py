@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mtyolo.structures import Assignment, Matches, Targets
-from mtyolo.tasks.maps import match_rows, rows_at
+from mtyolo.tasks.maps import match_rows
+from mtyolo.tasks.rows import rows_at
 
 MATCH_RATIO = 4.0
 """An anchor answers for objects up to this many times wider or narrower, taller or flatter (official anchor_t)."""

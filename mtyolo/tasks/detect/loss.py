@@ -14,7 +14,8 @@ from mtyolo.structures import Assignment, Targets
 from mtyolo.tasks.anchors import labelled_images
 from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.detect.branch import BOX_VALUES, OBJECTNESS
-from mtyolo.tasks.maps import box_of, match_rows, rows_and_column
+from mtyolo.tasks.maps import box_of, match_rows
+from mtyolo.tasks.rows import rows_and_column
 
 THREE_LEVEL_BALANCE = (4.0, 1.0, 0.4)
 LEVEL_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)

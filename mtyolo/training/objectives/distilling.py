@@ -21,6 +21,7 @@ from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
+from mtyolo.tasks.rows import gathered
 from mtyolo.training.batches.stored import validation_batches
 from mtyolo.training.objectives.tasks import Losses, TasksObjective, shared_features
 from mtyolo.training.processes import images_each
@@ -47,6 +48,7 @@ class DistilledObjective:
         soft, hard = self.distiller.weights
         with self.distiller.watching(batch.images) as seen:
             outputs = forward(model, batch)
+        outputs = outputs._replace(detect=[gathered(level) for level in outputs.detect])
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         try:
             terms = self.distiller(model, outputs, seen, batch.targets)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtyolo.structures import Matches
 from mtyolo.tasks.anchors import at_matches
-from mtyolo.tasks.maps import match_rows, rows_and_column, rows_at, rows_of
+from mtyolo.tasks.maps import empty_map, match_rows, rows_of
+from mtyolo.tasks.rows import gathered, rows_and_column, rows_at
 
 SHAPE = (2, 3, 4, 5, 7)
 IMAGE, ANCHOR, ROW, COLUMN = ([0, 1, 1, 0], [2, 0, 0, 2], [3, 1, 1, 3], [4, 0, 0, 2])
@@ -79,3 +80,45 @@ def test_the_gradient_can_itself_be_differentiated(layout: str) -> None:
 
     assert torch.autograd.gradcheck(function, raw_map(layout))
     assert torch.autograd.gradgradcheck(function, raw_map(layout))
+
+
+def two_losses(level: Tensor, dense: Tensor | None) -> list[Tensor]:
+    """As labels and a teacher have them: rows, some by both, a column by each, and perhaps something of all values."""
+    taught = torch.tensor([0, 7, 11])
+    losses = []
+    for cells in (match_rows(matches(), SHAPE), taught):
+        rows, column = rows_and_column(level, cells, 4)
+        losses.append(rows.pow(3).sum() + column.square().sum())
+    return losses if dense is None else [*losses, (level * dense).sum()]
+
+
+@pytest.mark.parametrize("layout", ["channels last", "contiguous"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_gathered_losses_have_the_gradient_that_they_have_apart(layout: str, dense: bool) -> None:
+    level, other = raw_map(layout), raw_map(layout)
+    beside = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) if dense else None
+    kept = None if beside is None else beside.clone()
+    (gradient,) = torch.autograd.grad(sum(two_losses(gathered(level), beside)), level)
+    torch.testing.assert_close(gradient, torch.autograd.grad(sum(two_losses(other, beside)), other)[0])
+    assert gradient.stride() == raw_map().stride()
+    assert beside is None or torch.equal(beside, kept)
+
+
+def test_gathered_losses_can_be_differentiated_one_at_a_time_and_again() -> None:
+    level, other = raw_map(), raw_map()
+    together, apart = two_losses(gathered(level), None), two_losses(other, None)
+    for _ in range(2):
+        for found, wanted in zip(together, apart, strict=True):
+            (gradient,) = torch.autograd.grad(found, level, retain_graph=True)
+            torch.testing.assert_close(gradient, torch.autograd.grad(wanted, other, retain_graph=True)[0])
+    assert torch.autograd.gradgradcheck(lambda level: two_losses(gathered(level), None)[0], raw_map())
+
+
+def test_gathered_rows_make_one_map_of_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("mtyolo.tasks.rows.empty_map", lambda *shape: made.append(shape) or empty_map(*shape))
+    level = raw_map()
+    sum(two_losses(gathered(level), None)).backward()
+    assert len(made) == 1
+    sum(two_losses(level, None)).backward()
+    assert len(made) == 3
