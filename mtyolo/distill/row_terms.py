@@ -33,9 +33,11 @@ BLOCK = 512
 """Rows that a CPU's thread works on at once, so that what is in between stays in its cache."""
 
 Maps = Sequence[Tensor]
-Distance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Of student and teacher, elementwise. The derivative by the student's values is written to the third tensor; the
-others are room to calculate in, and hold nothing afterwards."""
+Room = Sequence[Tensor]
+"""To calculate in: three tensors of a block's shape, in single precision or better."""
+Distance = Callable[[Tensor, Tensor, Tensor, Room], Tensor]
+"""Of student and teacher, elementwise; it lies somewhere in the room. The derivative by the student's values is written
+to the third tensor."""
 
 
 class Groups(NamedTuple):
@@ -145,26 +147,25 @@ def _weighted_sum(
 def _summed(found: Tensor, wanted: Tensor, columns: Tensor, distance: Distance, shares: Tensor | None) -> Sloped:
     columns, slope = columns.to(precision_of(found)), empty_map(found.shape, found)
     found, wanted, slopes = rows_of(found), rows_of(wanted), rows_of(slope)
-    total = columns.new_zeros(())
+    weights = columns.new_ones(len(found)) if shares is None else shares.to(columns.dtype)
+    sums = columns.new_zeros(len(columns))
     for rows in parts(found, BLOCK):
-        on, wanted_on, spare = columns.new_empty(3, *found[rows].shape)
-        values = distance(on.copy_(found[rows]), wanted_on.copy_(wanted[rows]), slopes[rows], spare) @ columns
+        room = columns.new_empty(3, *found[rows].shape).unbind()
+        sums.addmv_(distance(found[rows], wanted[rows], slopes[rows], room).t(), weights[rows])
         if shares is not None:
-            values *= shares[rows]
             slopes[rows] *= shares[rows, None]
-        total += values.sum()
-    return Sloped(total, (slope,), columns)
+    return Sloped(sums @ columns, (slope,), columns)
 
 
-def _square(student: Tensor, teacher: Tensor, slope: Tensor, _: Tensor) -> Tensor:
-    difference = student.sub_(teacher)
+def _square(student: Tensor, teacher: Tensor, slope: Tensor, room: Room) -> Tensor:
+    difference = torch.sub(student, room[1].copy_(teacher), out=room[0])
     torch.mul(difference, 2, out=slope)
     return difference.square_()
 
 
-def _divergence(student: Tensor, teacher: Tensor, slope: Tensor, spare: Tensor) -> Tensor:
-    on, wanted_on = _bounded(student), _bounded(teacher)
-    behind = torch.sub(wanted_on, on, out=spare)
+def _divergence(student: Tensor, teacher: Tensor, slope: Tensor, room: Room) -> Tensor:
+    on, wanted_on = _bounded(student, room[0]), _bounded(teacher, room[1])
+    behind = torch.sub(wanted_on, on, out=room[2])
     on.sigmoid_()
     wanted_on.sigmoid_()
     torch.sub(on, wanted_on, out=slope)
@@ -174,20 +175,21 @@ def _divergence(student: Tensor, teacher: Tensor, slope: Tensor, spare: Tensor) 
     return torch.div(wanted_on, on, out=on).log_().sub_(behind).addcmul_(behind, wanted_on)
 
 
-def _softened(student: Tensor, teacher: Tensor, slope: Tensor, spare: Tensor, temperature: float) -> Tensor:
-    values = _divergence(student.div_(temperature), teacher.div_(temperature), slope, spare)
+def _softened(student: Tensor, teacher: Tensor, slope: Tensor, room: Room, temperature: float) -> Tensor:
+    on, wanted_on = room[0].copy_(student).div_(temperature), room[1].copy_(teacher).div_(temperature)
+    values = _divergence(on, wanted_on, slope, room)
     slope.mul_(temperature)
     return values.mul_(temperature**2)
 
 
-def _cross_entropy(student: Tensor, teacher: Tensor, slope: Tensor, spare: Tensor) -> Tensor:
-    on, wanted_on = _bounded(student), _bounded(teacher).sigmoid_()
-    expected = torch.mul(on, wanted_on, out=spare).neg_().add_(on)
+def _cross_entropy(student: Tensor, teacher: Tensor, slope: Tensor, room: Room) -> Tensor:
+    on, wanted_on = _bounded(student, room[0]), _bounded(teacher, room[1]).sigmoid_()
+    expected = torch.mul(on, wanted_on, out=room[2]).neg_().add_(on)
     on.sigmoid_()
     torch.sub(on, wanted_on, out=slope)
     return expected.sub_(on.log_())
 
 
-def _bounded(logits: Tensor) -> Tensor:
+def _bounded(logits: Tensor, out: Tensor) -> Tensor:
     """Without extremes: its sigmoids are never zero."""
-    return logits.clamp_(-SATURATED, SATURATED)
+    return torch.clamp(logits if logits.dtype == out.dtype else out.copy_(logits), -SATURATED, SATURATED, out=out)
