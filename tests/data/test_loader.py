@@ -94,6 +94,7 @@ def test_items_depend_on_seed_epoch_and_index_only(train: Split) -> None:
     assert not np.array_equal(first[(2, 4)].image, Dataset(train, 64, AugmentConfig(), seed=6)[(2, 4)].image)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than a small machine has cores
 def test_worker_processes_follow_the_epoch_and_give_the_same_batches(train: Split) -> None:
     alone, helped = (Dataset(train, 64, AugmentConfig(), seed=1) for _ in range(2))
     loaders = [
