@@ -21,7 +21,7 @@ from mtyolo.extractors.base import features_of
 from mtyolo.model import Model, pixels
 from mtyolo.original_layers import alignment_teacher
 from mtyolo.structures import Batch, Pyramid, input_size
-from mtyolo.training.objectives.tasks import Losses, TasksObjective
+from mtyolo.training.objectives.tasks import Losses, TasksObjective, shared_maps
 from mtyolo.training.processes import images_each
 
 ALIGN = "align"
@@ -96,7 +96,7 @@ class AlignedTasksObjective:
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
         images, pyramid, wanted = seen_by_both(model, self.align.teacher, batch)
-        outputs = model(images, pyramid=pyramid)
+        outputs = shared_maps(model(images, pyramid=pyramid))
         losses = self.tasks.judge(model, outputs, batch)
         through = Through(outputs.fused, outputs.detect)
         total, components = self.align.judge(model, images, outputs.adapted, wanted, through)

@@ -21,9 +21,8 @@ from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
 from mtyolo.model import Model, forward
 from mtyolo.structures import Batch
-from mtyolo.tasks.rows import gathered
 from mtyolo.training.batches.stored import validation_batches
-from mtyolo.training.objectives.tasks import Losses, TasksObjective, shared_features
+from mtyolo.training.objectives.tasks import Losses, TasksObjective, shared_features, shared_maps
 from mtyolo.training.processes import images_each
 from mtyolo.training.records.judging import Judge
 from mtyolo.training.stages import Stage
@@ -47,8 +46,7 @@ class DistilledObjective:
         assert batch.images is not None, "a stage with teachers has images"
         soft, hard = self.distiller.weights
         with self.distiller.watching(batch.images) as seen:
-            outputs = forward(model, batch)
-        outputs = outputs._replace(detect=[gathered(level) for level in outputs.detect])
+            outputs = shared_maps(forward(model, batch))
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         try:
             terms = self.distiller(model, outputs, seen, batch.targets)

@@ -16,6 +16,7 @@ from mtyolo.structures import Batch, Outputs, Targets
 from mtyolo.tasks import compute_losses, official_gains
 from mtyolo.tasks.anchors import labelled_images
 from mtyolo.tasks.checking import check_targets
+from mtyolo.tasks.rows import gathered
 from mtyolo.training.processes import any_process
 
 
@@ -52,6 +53,11 @@ class TasksObjective:
     def judge(self, model: Model, outputs: Outputs, batch: Batch) -> Losses:
         """The losses of a forward pass that was made already."""
         return _losses(model, outputs, batch.targets, self.tasks, self.gains, self.sigmas)
+
+
+def shared_maps(outputs: Outputs) -> Outputs:
+    """The same, for other losses on the raw detect maps beside those of tasks: their rows make one map of gradient."""
+    return outputs._replace(detect=[gathered(level) for level in outputs.detect])
 
 
 def losses(
