@@ -291,3 +291,9 @@ def test_differentiating_again_gives_the_same() -> None:
     assert first.any()
     assert torch.equal(first, again)
     assert first.data_ptr() != again.data_ptr()
+
+
+def test_rows_weigh_as_the_teacher_believes_in_them_in_whatever_block_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = objectness_scaled([rows(0)], [rows(1)], GROUPS)
+    monkeypatch.setattr("mtyolo.distill.row_terms.BLOCK", 1)
+    torch.testing.assert_close(objectness_scaled([rows(0)], [rows(1)], GROUPS), whole)
