@@ -44,7 +44,8 @@ class GradientBalancer:
             return self._reported(dict.fromkeys(losses, 1.0))
         tasks = [list(losses)[number] for number in pulling]
         gradients, chosen = self._aggregated(features, jacobians, tasks, scale)
-        torch.autograd.backward(features, [one.to(into.dtype) for one, into in zip(gradients, features, strict=True)])
+        laid_out = [torch.empty_like(into).copy_(one) for one, into in zip(gradients, features, strict=True)]
+        torch.autograd.backward(features, laid_out)  # in another layout a gradient slows all layers before it
         found = [math.nan] * len(tasks) if chosen is None else chosen.tolist()
         others = math.nan if chosen is None else 1.0
         return self._reported(dict.fromkeys(losses, others) | dict(zip(tasks, found, strict=True)))

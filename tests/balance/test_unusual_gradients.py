@@ -115,3 +115,17 @@ def test_weights_are_said_with_the_plans_own_factors_however_many_tasks_meet() -
     together = balancer.backward(losses, [features], 1.0)
     alone = balancer.backward({"b": torch.tensor(AGREEING[1]) @ (trunk * 1.0) + 1}, [features], 1.0)
     assert together["b"] == alone["b"] == 0.5
+
+
+def test_the_answer_is_laid_out_as_the_features_are() -> None:
+    """As layers under channels_last take it."""
+    trunk = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    before = trunk * 1.0
+    layouts = []
+    before.register_hook(lambda gradient: layouts.append(gradient.stride()))
+    features = before * 1.0
+    losses = {"detect": features.square().sum(), "segment": features.exp().sum()}
+    make_balancer("pcgrad", tuple(losses)).backward(losses, [features], 1.0)
+    assert layouts == [trunk.stride()]
+    assert trunk.grad is not None
+    torch.testing.assert_close(trunk.grad, (2 * trunk + trunk.exp()).detach())
