@@ -135,7 +135,7 @@ class FeatureStore:
         """A batch of pyramids, each put together from pieces of stored ones; what no piece covers is zero.
 
         mirrored: which of them to turn left to right at the end.
-        Returns stride -> [B, C, size/stride, size/stride] float32 on the store's device.
+        Returns stride -> [B, C, size/stride, size/stride] float32, channels last, on the store's device.
         """
         index, shelf = self.index(split), self._shelves[split]
         pyramid: Pyramid = {}
@@ -150,7 +150,9 @@ class FeatureStore:
                     self._copy(shelf[shard], place, piece, stride, target)
                 if mirrored is not None and mirrored[number]:
                     target.copy_(target.flip(-1))
-            pyramid[stride] = batch.to(self.device, non_blocking=True).float()
+            # As convolutions take them: each would turn them round for itself, in both directions of a step.
+            there = batch.to(self.device, non_blocking=True)
+            pyramid[stride] = there.to(torch.float32, memory_format=torch.channels_last)
         return pyramid
 
     def _empty(self, images: int, stride: int, device: torch.device) -> Tensor:

@@ -73,6 +73,7 @@ def test_stored_features_are_those_of_the_extractor(
     assert batch.pyramid is not None
     for stride, expected in online(split).items():
         assert batch.pyramid[stride].dtype == torch.float32
+        assert batch.pyramid[stride].is_contiguous(memory_format=torch.channels_last), "as convolutions take it"
         torch.testing.assert_close(batch.pyramid[stride], expected, rtol=tolerance, atol=tolerance)
 
 
