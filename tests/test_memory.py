@@ -92,7 +92,8 @@ def test_a_map_takes_the_place_of_the_one_before_it() -> None:
     if plain < 1000:
         pytest.skip("the system gives memory in huge pages here")
     with kept_memory():
-        assert min(pages() for _ in range(5)) < plain / 10
+        turns = [pages() for _ in range(20)]  # glibc sets aside seven scraps between aligned maps before it joins them
+        assert turns[-1] < plain / 10
     assert pages() > plain / 10, "afterwards the system gives it anew"
 
 
