@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -57,6 +57,10 @@ class Targets:
         )
 
 
+Draw = Callable[[Sequence[int]], Tensor]
+"""Numbers of some of a batch's N pictures -> [n, 3, H, W] uint8 RGB."""
+
+
 @dataclass(slots=True)
 class Batch:
     """What a loader yields: pixels, features computed beforehand, or both, with their labels."""
@@ -67,6 +71,8 @@ class Batch:
     images: Tensor | None = None  # [B, 3, H, W] uint8 RGB
     pyramid: Pyramid | None = None
     replaced: Pyramid | None = None  # what the layers that the features replace gave on the same pixels; to align to
+    draw: Draw | None = None  # the pictures behind a pyramid, for whoever looks at them
+    keys: Sequence[str | None] | None = None  # of each picture: where it is the same, the pixels are
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -29,7 +29,7 @@ LAYERS = (
     ("graph", "extractors", "adapters", "tasks"),
     ("drawing",),
     ("imported",),
-    ("device", "geometry", "files", "memory", "modes"),
+    ("device", "geometry", "files", "keys", "memory", "modes"),
     ("structures",),
     ("config",),
     ("errors",),

@@ -28,6 +28,7 @@ from mtyolo.data.transforms import (
 )
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.geometry import PADDING_GREY, letterbox_of
+from mtyolo.keys import pixels_key
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     """Images of a split in a square of `size` pixels with their labels.
 
     augment: None for letterbox only (evaluation). cache_bytes: how much memory decoded images may take; 0 for none.
+    keyed: name the pixels of each sample, for teachers whose outputs are kept.
     An image that turns out damaged is grey, has no labels, is logged, and counts as unlabelled for every task.
     """
 
@@ -50,6 +52,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         cache_bytes: int | None = None,
+        *,
+        keyed: bool = False,
     ) -> None:
         if size <= 0 or size % MASK_STRIDE:
             raise ConfigError(f"image size {size}: expected a positive multiple of {MASK_STRIDE}, best of 32")
@@ -57,6 +61,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.size = size
         self.augment = augment
         self.seed = seed
+        self.keyed = keyed
         self.epoch = 0
         self.records = [without_crowd(record) for record in split.records]
         self.working = WorkingImages(self.records, size, cache_bytes)
@@ -73,8 +78,10 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, pick: int | Pick) -> Sample:
         epoch, index = pick if isinstance(pick, tuple) else (self.epoch, pick)
         if self.augment is None:
-            return self._letterboxed(index)
-        return self._augmented(index, self.augment, np.random.default_rng((self.seed, epoch, index)))
+            sample = self._letterboxed(index)
+        else:
+            sample = self._augmented(index, self.augment, np.random.default_rng((self.seed, epoch, index)))
+        return replace(sample, key=pixels_key(sample.image)) if self.keyed else sample
 
     def _letterboxed(self, index: int) -> Sample:
         record = self.records[index]

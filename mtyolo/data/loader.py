@@ -137,6 +137,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         indices=torch.tensor([sample.index for sample in samples]),
         letterboxes=[sample.letterbox for sample in samples],
         images=torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2),
+        keys=[sample.key for sample in samples],
     )
 
 

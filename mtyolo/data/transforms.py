@@ -63,6 +63,7 @@ class Sample:
     labelled: frozenset[str]
     letterbox: Letterbox
     index: int
+    key: str | None = None  # names the pixels, where somebody asked for it
 
 
 def paste(image: NDArray[np.uint8], placement: Placement, canvas: NDArray[np.uint8]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.model import resolve_beside
 from mtyolo.distill.cards import card_of, folder_of, is_saved, pool_card, student_card
+from mtyolo.distill.pictures import Pictures
 from mtyolo.distill.saved import SavedLessons, held_by
 from mtyolo.distill.teachers import Answer, Own, Teacher, neck_of, open_teacher
 from mtyolo.errors import ConfigError
@@ -32,8 +32,8 @@ class Pair(NamedTuple):
 class Lessons(Protocol):
     """From pictures to what a teacher says about them."""
 
-    def ask(self, images: Tensor) -> Answer:
-        """images: [B, 3, H, W] uint8. Begins what can go on beside the student's forward pass."""
+    def ask(self, pictures: Pictures) -> Answer:
+        """Begins what can go on beside the student's forward pass."""
         ...
 
 
@@ -43,8 +43,8 @@ class LiveLessons:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher = teacher
 
-    def ask(self, images: Tensor) -> Answer:
-        return lambda: self.teacher.lesson(pixels(images))
+    def ask(self, pictures: Pictures) -> Answer:
+        return lambda: self.teacher.lesson(pixels(pictures.all))
 
 
 class Opened:

@@ -18,6 +18,7 @@ from mtyolo.distill import instance_terms, row_terms
 from mtyolo.distill.feature_terms import FeatureTerm, detection_loss, make_feature_terms
 from mtyolo.distill.layout import geometry
 from mtyolo.distill.lessons import Opened, open_lessons
+from mtyolo.distill.pictures import Pictures
 from mtyolo.distill.schedules import DynamicWeights, ThreeTimesRule, Weights, weights_at
 from mtyolo.distill.teachers import Answer, Own, layer_of, layout_of, recording, replaced_layers
 from mtyolo.errors import ConfigError
@@ -103,7 +104,7 @@ class Course:
 class Seen(NamedTuple):
     """What is gathered around a forward pass of the student."""
 
-    images: Tensor
+    pictures: Pictures
     features: Mapping[int, Tensor]  # number of a layer that terms look at -> its output
     asked: list[Answer]  # of each teacher
 
@@ -138,21 +139,21 @@ class Distiller(nn.Module):
             self.dynamic.judge(fitness)
 
     @contextmanager
-    def watching(self, images: Tensor) -> Iterator[Seen]:
-        """Around the student's forward pass. images: [B, 3, H, W] uint8."""
-        asked = [course.opened.lessons.ask(images) for course in self.courses]
+    def watching(self, pictures: Pictures) -> Iterator[Seen]:
+        """Around the student's forward pass on these."""
+        asked = [course.opened.lessons.ask(pictures) for course in self.courses]
         with recording(self.watched) as features:
-            yield Seen(images, features, asked)
+            yield Seen(pictures, features, asked)
 
     def forward(self, model: Model, outputs: Outputs, seen: Seen, targets: Targets) -> dict[str, Tensor]:
         """Term -> scalar, weighted as its teacher's config says; a mean over images."""
         found: dict[str, Tensor] = {}
         features = {**seen.features, **{number: outputs.adapted[stride] for number, stride in self.replaced.items()}}
         for course, names, answer in zip(self.courses, self.names, seen.asked, strict=True):
-            lesson, size = answer(), (seen.images.shape[-2], seen.images.shape[-1])
-            exchange = Exchange(model, course.config, outputs, lesson.outputs, size, self.sigmas)
+            lesson = answer()
+            exchange = Exchange(model, course.config, outputs, lesson.outputs, seen.pictures.size, self.sigmas)
             # On a CPU, autocast refuses the float16 of saved outputs; and differences of logits want single precision.
-            with torch.autocast(seen.images.device.type, enabled=False):
+            with torch.autocast(seen.pictures.device.type, enabled=False):
                 values = [weight * OUTPUT_TERMS[term](exchange) for term, weight in course.config.output.items()]
             values += [term(model, outputs, features, lesson, targets) for term in course.features]
             found |= {name: value * self._factor(name) for name, value in zip(names, values, strict=True)}

@@ -1,14 +1,14 @@
 """Outputs of a teacher on disk: a picture that was seen once costs a read, not a forward pass.
 
-A folder holds `teacher.json`, which says what made it, and a file a picture, whose name is the hash of
-the pixels as the student gets them: whatever geometry or augmentation made them, a file never belongs to other pixels.
+A folder holds `teacher.json`, which says what made it, and a file a picture, whose name is the hash of the pixels as
+the student gets them, or, of a feature store's views, of all that they are made of, so that nobody has to draw them
+again: whatever geometry or augmentation made them, a file never belongs to other pixels.
 Channels and anchors come last in a file, [h, w, C] and [h, w, A, values], as convolutions under channels_last write
 them: so they are compared with the student's without a pass over memory that turns one layout into the other.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mtyolo.distill.cards import begin_folder, by_its_teacher, check
+from mtyolo.distill.pictures import Pictures, keys_of
 from mtyolo.distill.stacked import Arrays, read_layout, read_stacked
 from mtyolo.distill.teachers import Answer, Lesson, NoLesson, Teacher
 from mtyolo.errors import StoreError
@@ -35,9 +34,6 @@ TENSOR_OF = {"detect": "detect.0", "segment": "prototypes", "keypoint": "keypoin
 """What a file holds for each task, if anything."""
 FEATURE = "feature."
 """Before the numbers of the teacher's layers."""
-KEY_BYTES = 16
-
-Pixels = NDArray[np.uint8]  # [B, H, W, 3]
 
 
 class SavedLessons:
@@ -57,42 +53,51 @@ class SavedLessons:
             begin_folder(folder, card)
         else:
             check(folder, card)
+        self.known_as: dict[str, str] = {}
+        """Key of a picture -> of its pixels, where its file is called by these, as other programs call theirs."""
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher")
 
-    def ask(self, images: Tensor) -> Answer:
-        """images: [B, 3, H, W] uint8. Outputs and features are in half precision, as on the disk.
+    def ask(self, pictures: Pictures) -> Answer:
+        """Outputs and features are in half precision, as on the disk.
 
         Files are read from now on by a thread, where a core has time for it.
         """
-        find = partial(self._find, _pixels(images))
-        found = find if _cores_are_busy(images.device) else self._reader.submit(find).result
-        return lambda: _lesson(self._complete(images, *found()), images.device)
+        find = partial(self._find, [self._path(key) for key in pictures.keys])
+        found = find if _cores_are_busy(pictures.device) else self._reader.submit(find).result
+        return lambda: _lesson(found() or self._complete(pictures), pictures.device)
 
-    def _find(self, pixels: Pixels) -> tuple[list[Path], Arrays]:
-        """Where the outputs are, and these, or nothing where some are missing.
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{self.known_as.get(key, key)}.safetensors"
+
+    def _find(self, paths: list[Path]) -> Arrays:
+        """Nothing where some are missing.
 
         Without torch: it would start threads of its own for this one, which get into the way of the training's.
         """
-        paths = [self.folder / f"{key}.safetensors" for key in _keys(pixels)]
-        return paths, self._read(paths) if all(path.exists() for path in paths) else {}
+        return self._read(paths) if all(path.exists() for path in paths) else {}
 
-    def _complete(self, images: Tensor, paths: list[Path], found: Arrays) -> Arrays:
-        if found:
-            return found
-        # By the caller's thread: what it computes with is the student's, too.
-        missing = [number for number, path in enumerate(paths) if not path.exists()]
-        if missing and self.teacher is None:
-            raise NoLesson(self.folder, paths[missing[0]].stem, missing[0])
+    def _complete(self, pictures: Pictures) -> Arrays:
+        missing = [number for number, key in enumerate(pictures.keys) if not self._path(key).exists()]
         if missing:
-            self._compute(images[missing], [paths[number] for number in missing])
-        return self._read(paths)
+            self._supply(pictures, missing)
+        return self._read([self._path(key) for key in pictures.keys])
+
+    def _supply(self, pictures: Pictures, missing: list[int]) -> None:
+        """By the caller's thread: what it computes with is the student's, too."""
+        images = pictures.of(missing)
+        for number, key in zip(missing, keys_of(images), strict=True):
+            if self._path(key).exists():
+                self.known_as[pictures.keys[number]] = key
+        paths = [self._path(pictures.keys[number]) for number in missing]
+        left = [place for place, path in enumerate(paths) if not path.exists()]
+        if not left:
+            return
+        if self.teacher is None:
+            raise NoLesson(self.folder, paths[left[0]].stem, missing[left[0]])
+        write_lesson(self.teacher.lesson(pixels(images[left])), [paths[place] for place in left])
 
     def _read(self, paths: list[Path]) -> Arrays:
         return read_stacked(paths, self.by, only=self.only)
-
-    def _compute(self, images: Tensor, paths: list[Path]) -> None:
-        assert self.teacher is not None, "without one nothing may be missing"
-        write_lesson(self.teacher.lesson(pixels(images)), paths)
 
 
 def write_lesson(lesson: Lesson, paths: Sequence[Path]) -> None:
@@ -108,23 +113,6 @@ def _cores_are_busy(device: torch.device) -> bool:
     """Does the student's forward pass take them all? Then reading beside it costs more than it saves: measured on two
     threads on two cores, 2 % of a step."""
     return device.type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1)
-
-
-def keys_of(images: Tensor) -> list[str]:
-    """Names of pictures [B, 3, H, W] uint8: BLAKE2b of height, width and the pixels, row by row, RGB."""
-    return _keys(_pixels(images))
-
-
-def _pixels(images: Tensor) -> Pixels:
-    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # type: ignore[no-any-return]
-
-
-def _keys(pixels: Pixels) -> list[str]:
-    start = hashlib.blake2b(f"{pixels.shape[1]}x{pixels.shape[2]}:".encode(), digest_size=KEY_BYTES)
-    hashes = [start.copy() for _ in pixels]
-    for one, picture in zip(hashes, pixels, strict=True):
-        one.update(picture)
-    return [one.hexdigest() for one in hashes]
 
 
 class Held(NamedTuple):

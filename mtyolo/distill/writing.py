@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mtyolo.distill.cards import begin_folder, student_card
-from mtyolo.distill.saved import keys_of, named_tensors, write_lesson
+from mtyolo.distill.pictures import keys_of
+from mtyolo.distill.saved import named_tensors, write_lesson
 from mtyolo.distill.teachers import Lesson
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model

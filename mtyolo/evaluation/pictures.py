@@ -41,6 +41,8 @@ def comparison(
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
     few = replace(split, records=[split.records[index] for index in chosen])
     batch: Batch = next(iter(_pictures(few, size) if features is None else _stored(model, few, features)))
+    if batch.draw is not None:
+        batch.images = batch.draw(range(len(few)))
     with evaluating(model):
         outputs = forward(model, batch.to(next(model.parameters()).device))
         found = model.detections(outputs, confidence=confidence, iou=iou)

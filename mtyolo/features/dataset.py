@@ -26,7 +26,7 @@ from mtyolo.features.augment import Picture, arrange, loader_augment, plain
 from mtyolo.features.finite import check_stored
 from mtyolo.features.labels import PieceLabels, joined, mirror
 from mtyolo.features.reader import FeatureStore
-from mtyolo.features.views import redraw
+from mtyolo.features.views import redraw, view_key
 from mtyolo.geometry import PADDING_GREY
 from mtyolo.structures import Batch, Pyramid
 
@@ -36,7 +36,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
 
     Labels come from `split` as it is now. augment: None for the plain first view, as for evaluation.
     targets: of `replaced.open_targets`, to be read along, put together from the same pieces.
-    pixels: draw the very views that the extractor saw along, for teachers to look at; then pictures are whole views.
+    pixels: batches can draw the very views that the extractor saw, for teachers to look at, and name them; then
+    pictures are whole views.
     Raises StoreError where images are missing from the store or have changed since, or where views are mirrored and
     `split` has points without `flip_idx`.
     """
@@ -85,21 +86,26 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
         samples = [self._sample(picture, index) for picture, (_, index) in zip(pictures, chosen, strict=True)]
         batch = collate(samples)
         replaced = None if self.targets is None else self._read(self.targets, pictures)
-        return replace(
-            batch, images=self._pixels(pictures), pyramid=self._read(self.store, pictures), replaced=replaced
-        )
+        batch = replace(batch, images=None, keys=None, pyramid=self._read(self.store, pictures), replaced=replaced)
+        if self.working is None:
+            return batch
+        keys = [self._key(picture) for picture in pictures]
+        return replace(batch, draw=partial(self._draw, self.working, pictures), keys=keys)
 
     def _read(self, store: FeatureStore, pictures: Sequence[Picture]) -> Pyramid:
         finer = store.cells // self.cells
         pieces = [[piece.in_cells(finer) for piece in picture.pieces] for picture in pictures]
         return store.read(self.split.name, pieces, [picture.mirrored for picture in pictures])
 
-    def _pixels(self, pictures: Sequence[Picture]) -> Tensor | None:
-        """[B, 3, size, size] uint8 RGB of whole views."""
-        if self.working is None:
-            return None
-        drawn = [self._drawn(self.working, picture) for picture in pictures]
+    def _draw(self, working: WorkingImages, pictures: Sequence[Picture], numbers: Sequence[int]) -> Tensor:
+        """[N, 3, size, size] uint8 RGB of whole views."""
+        drawn = [self._drawn(working, pictures[number]) for number in numbers]
         return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+
+    def _key(self, picture: Picture) -> str | None:
+        (piece,) = picture.pieces
+        row = self.store.index(self.split.name).rows[piece.row]
+        return view_key(row, piece.view, self.store.manifest.size, mirrored=picture.mirrored)
 
     def _drawn(self, working: WorkingImages, picture: Picture) -> NDArray[np.uint8]:
         (piece,) = picture.pieces

@@ -19,6 +19,7 @@ from mtyolo.errors import DataError
 from mtyolo.features.index import sha256_of
 from mtyolo.features.shards import Row, View
 from mtyolo.geometry import PADDING_GREY, letterbox_of
+from mtyolo.keys import text_key
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,16 @@ def redraw(image: NDArray[np.uint8], row: Row, number: int, size: int) -> NDArra
     canvas = np.full((size, size, 3), PADDING_GREY, np.uint8)
     paste(image, plain_placement(row.height, row.width, size), canvas)
     return canvas
+
+
+def view_key(row: Row, number: int, size: int, *, mirrored: bool) -> str | None:
+    """Names the pixels that `redraw` gives, mirrored or not, without drawing them. None where nothing says which file
+    they are of."""
+    if row.sha256 is None:
+        return None
+    # Colours of a further view are drawn by the image's name.
+    view = (row.name, row.views[number - 1].model_dump_json(), VIEW_RECIPE.model_dump_json()) if number else ()
+    return text_key(repr((row.sha256, row.usable, size, mirrored, number, *view)))
 
 
 def plain_placement(height: int, width: int, size: int) -> Placement:

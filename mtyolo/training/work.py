@@ -26,7 +26,7 @@ from mtyolo.training.batches.loading import StageLoader
 from mtyolo.training.batches.stored import training_batches
 from mtyolo.training.nonfinite import NonFiniteGuard
 from mtyolo.training.objectives.alignment import ALIGN, AlignedTasksObjective, make_align, without_labels
-from mtyolo.training.objectives.distilling import DISTILL, DistilledObjective, repeats, stage_distiller
+from mtyolo.training.objectives.distilling import DISTILL, DistilledObjective, reads_lessons, repeats, stage_distiller
 from mtyolo.training.objectives.learned import add_learned, in_groups_of_now
 from mtyolo.training.objectives.tasks import Losses, Objective, TasksObjective
 from mtyolo.training.optimizer import make_optimizer
@@ -212,7 +212,7 @@ def _loader(
     else:
         own = stage.config.augment
         augment = own if isinstance(own, AugmentConfig) else config.augment if own else None
-        dataset = Dataset(split, config.imgsz, augment, config.seed)
+        dataset = Dataset(split, config.imgsz, augment, config.seed, keyed=reads_lessons(stage))
         loader = make_loader(dataset, config.batch, shuffle=True, workers=config.workers, seed=config.seed)
     return StageLoader(
         loader,

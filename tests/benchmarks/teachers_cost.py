@@ -137,7 +137,7 @@ def taught(name: str, folder: Path, device: torch.device) -> tuple[Model, Batch,
     split = load_split(data, "train")
     if name not in ENTRIES:
         model = student(data, 0) if name == "narrow" else build("yolov5n.yaml", data=data)
-        loader = make_loader(Dataset(split, SIZE, None), BATCH, shuffle=False, workers=0, seed=0)
+        loader = make_loader(Dataset(split, SIZE, keyed=True), BATCH, shuffle=False, workers=0, seed=0)
         return model.to(device), next(iter(loader)).to(device), None
     place = extracted(data, folder)
     store = FeatureStore.open(place)

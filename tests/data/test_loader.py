@@ -16,6 +16,7 @@ from mtyolo.data.dataset import Dataset
 from mtyolo.data.loader import EpochBatches, collate, make_loader
 from mtyolo.data.records import ImageRecord, Problems, Split, labels_of
 from mtyolo.data.split import load_split
+from mtyolo.distill.pictures import keys_of
 from mtyolo.errors import ConfigError
 from mtyolo.structures import Batch
 
@@ -177,3 +178,11 @@ def test_a_data_set_travels_to_processes_that_do_not_fork(train: Split) -> None:
     dataset = Dataset(train, 64, AugmentConfig(), seed=2)
     there = pickle.loads(pickle.dumps(dataset))
     assert_same(collate([dataset[(1, 3)]]), collate([there[(1, 3)]]))
+
+
+def test_samples_are_named_by_their_pixels_where_somebody_asks(train: Split) -> None:
+    plain, named = (Dataset(train, 96, AugmentConfig(), keyed=keyed) for keyed in (False, True))
+    batch = next(iter(make_loader(named, 3, shuffle=True, workers=0, seed=0)))
+    assert batch.keys == keys_of(batch.images)
+    assert len(set(batch.keys)) == 3
+    assert next(iter(make_loader(plain, 3, shuffle=True, workers=0, seed=0))).keys == [None] * 3

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtyolo.config.distill import TeacherConfig
 from mtyolo.distill.conversion import layout_of
 from mtyolo.distill.layout import EDGE, boxes_at, geometry
+from mtyolo.distill.pictures import drawn
 from mtyolo.distill.teachers import Teacher, open_teacher
 from mtyolo.geometry import cxcywh_to_xyxy
 from mtyolo.graph.blocks import process_left_as_it_was
@@ -196,7 +197,7 @@ def test_what_an_ultralytics_teacher_says_teaches_its_branch(graph: str, term: s
     distiller = distiller_of(student, {"weights": str(weights), "output": {term: 1.0}})
     images = (noise() * 255).to(torch.uint8)
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    with distiller.watching(images) as seen:
+    with distiller.watching(drawn(images)) as seen:
         outputs = student(images.float() / 255)
     loss = distiller(student, outputs, seen, nothing)[f"distill.{term}"]
     loss.backward()

@@ -16,6 +16,7 @@ from mtyolo.distill.compared import relative_error
 from mtyolo.distill.feature_terms import detection_loss
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
 from mtyolo.distill.objective import Distiller
+from mtyolo.distill.pictures import drawn
 from mtyolo.distill.teachers import recording
 from mtyolo.model import Model
 from mtyolo.structures import Batch
@@ -48,7 +49,7 @@ def distiller_with(weights: str, student: Model, features: Any) -> Distiller:
 def terms_of(distiller: Distiller, student: Model, batch: Batch) -> dict[str, float]:
     assert batch.images is not None
     torch.manual_seed(0)  # mgd hides at random
-    with distiller.watching(batch.images) as seen:
+    with distiller.watching(drawn(batch.images)) as seen:
         outputs = student(batch.images.float() / 255)
     found = distiller(student, outputs, seen, batch.targets)
     return {name: float(value.detach()) for name, value in found.items()}
@@ -143,7 +144,7 @@ def test_outputs_that_nothing_looks_at_are_not_read(weights: str, student: Model
     teaching = {"weights": weights, "features": [{"method": "cwd"}]}
     teaching |= {"cache": True, "folder": str(tmp_path / "cache")}
     plain, halving = distiller_of(student, teaching), distiller_of(student, teaching, three_times=True)
-    found = [distiller.courses[0].opened.lessons.ask(batch.images)() for distiller in (plain, halving)]
+    found = [distiller.courses[0].opened.lessons.ask(drawn(batch.images))() for distiller in (plain, halving)]
     assert [len(lesson.outputs.detect) for lesson in found] == [0, 3], "three_times judges the teacher's own loss"
     assert all(found[0].features[layer].equal(found[1].features[layer]) for layer in (P3, P4, P5))
     assert terms_of(plain, student, batch) == terms_of(halving, student, batch)

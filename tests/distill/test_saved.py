@@ -16,7 +16,8 @@ from mtyolo.checkpoint import save_weights
 from mtyolo.config.distill import DistillConfig, TeacherConfig
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.objective import make_distiller
-from mtyolo.distill.saved import SavedLessons, keys_of
+from mtyolo.distill.pictures import drawn, keys_of
+from mtyolo.distill.saved import SavedLessons
 from mtyolo.errors import ConfigError, DataError, StoreError
 from mtyolo.structures import Targets
 
@@ -44,9 +45,9 @@ def opened(weights: object, folder: Path | None, imgsz: int = SIZE, seed: int = 
 
 def test_saved_outputs_are_the_teachers_to_half_precision(weights: str, tmp_path: Path) -> None:
     live, cached = opened(weights, None), opened(weights, tmp_path / "lessons")
-    expected = live.lessons.ask(images())()
+    expected = live.lessons.ask(drawn(images()))()
     for attempt in ("computed", "read"):
-        found = cached.lessons.ask(images())()
+        found = cached.lessons.ask(drawn(images()))()
         for one, other in zip(found.outputs.detect, expected.outputs.detect, strict=True):
             assert torch.allclose(one.float(), other, rtol=1e-3, atol=1e-3), attempt
         assert found.outputs.segment is not None
@@ -75,8 +76,8 @@ def test_answers_belong_to_their_question(
     monkeypatch.setattr("mtyolo.distill.saved._cores_are_busy", lambda device: busy)
     lessons = opened(weights, tmp_path / "lessons").lessons
     batches = images(), images(seed=1)
-    expected = [lessons.ask(batch)().outputs.detect[0] for batch in batches]
-    first, second = (lessons.ask(batch) for batch in batches)
+    expected = [lessons.ask(drawn(batch))().outputs.detect[0] for batch in batches]
+    first, second = (lessons.ask(drawn(batch)) for batch in batches)
     assert torch.equal(second().outputs.detect[0], expected[1])
     assert torch.equal(first().outputs.detect[0], expected[0])
     assert not torch.equal(*expected)
@@ -86,9 +87,9 @@ def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> 
     cached, passes = opened(weights, tmp_path / "lessons"), []
     assert cached.teacher is not None
     hook = cached.teacher.source.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
-    cached.lessons.ask(images())()
-    cached.lessons.ask(images())()
-    cached.lessons.ask(torch.cat((images(), images(seed=1, count=1))))()
+    cached.lessons.ask(drawn(images()))()
+    cached.lessons.ask(drawn(images()))()
+    cached.lessons.ask(drawn(torch.cat((images(), images(seed=1, count=1)))))()
     hook.remove()
     assert passes == [2, 1], "two pictures, then the one that is new"
 
@@ -102,12 +103,12 @@ def test_one_pixel_makes_another_picture() -> None:
 
 def test_a_folder_alone_can_teach_and_says_when_a_picture_is_missing(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
-    opened(weights, folder).lessons.ask(images())()
+    opened(weights, folder).lessons.ask(drawn(images()))()
     alone = opened(folder, None)
     assert alone.teacher is None
-    assert alone.lessons.ask(images())().outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
+    assert alone.lessons.ask(drawn(images()))().outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
     with pytest.raises(DataError, match="has no outputs for one of the pictures"):
-        alone.lessons.ask(images(seed=1))()
+        alone.lessons.ask(drawn(images(seed=1)))()
 
 
 @pytest.mark.parametrize("option", [{"size": 96}, {"classes": "by-number"}, {"graph": "yolov8n.yaml"}])
@@ -136,13 +137,13 @@ def test_outputs_for_another_size_or_teacher_are_refused(weights: str, tmp_path:
 def test_outputs_with_maps_pooled_otherwise_are_refused(weights: str, tmp_path: Path) -> None:
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     opened(weights, whole)
-    opened(weights, halved, pool=2).lessons.ask(images())()
+    opened(weights, halved, pool=2).lessons.ask(drawn(images()))()
     for teacher, folder in ((weights, halved), (halved, None)):
         with pytest.raises(StoreError, match="holds outputs with pool 2, this run needs 1; give another folder"):
             opened(teacher, folder)
     with pytest.raises(StoreError, match="holds outputs with pool 1, this run needs 2"):
         opened(weights, whole, pool=2)
-    features = opened(halved, None, pool=2).lessons.ask(images())().features
+    features = opened(halved, None, pool=2).lessons.ask(drawn(images()))().features
     assert [maps.shape[-1] for maps in features.values()] == [SIZE // 16, SIZE // 32, SIZE // 64]
 
 
@@ -168,11 +169,11 @@ def test_outputs_of_another_format_or_of_pictures_made_otherwise_are_refused(
 
 def test_a_damaged_file_is_named(weights: str, tmp_path: Path) -> None:
     cached = opened(weights, tmp_path / "lessons")
-    cached.lessons.ask(images())()
+    cached.lessons.ask(drawn(images()))()
     (path,) = (tmp_path / "lessons").glob(f"{keys_of(images())[0]}.safetensors")
     path.write_bytes(b"no tensors")
     with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
-        cached.lessons.ask(images())()
+        cached.lessons.ask(drawn(images()))()
 
 
 def test_outputs_that_a_family_once_decoded_in_half_precision_are_not_taken(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_what_a_folder_does_not_hold_is_refused_before_training(
     weights = save_weights(with_statistics(tiny_model(seed=1, points=5, **branches)), tmp_path / "t.safetensors")
     folder, student = tmp_path / "lessons", tiny_model(**BRANCHES)
     cached = {"weights": str(weights), "output": {"scaled": 1}, "cache": True, "folder": str(folder)}
-    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(images())()
+    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(drawn(images()))()
     alone = DistillConfig.model_validate({"teachers": [{"weights": str(folder), "output": {term: 1}}]})
     with pytest.raises(ConfigError, match=message):
         make_distiller(alone, student, imgsz=SIZE, device=CPU)
@@ -211,7 +212,7 @@ def test_what_a_folder_does_not_hold_is_refused_before_training(
 def test_a_folder_without_features_has_none_to_teach(weights: str, tmp_path: Path) -> None:
     folder, student = tmp_path / "lessons", tiny_model()
     cached = {"weights": weights, "output": {"scaled": 1}, "cache": True, "folder": str(folder)}
-    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(images())()
+    open_lessons(TeacherConfig.model_validate(cached), student, SIZE, CPU).lessons.ask(drawn(images()))()
     alone = DistillConfig.model_validate({"teachers": [{"weights": str(folder), "features": [{"method": "cwd"}]}]})
     with pytest.raises(
         ConfigError, match=r"lessons: holds no features, only outputs; leave features out, or let a run"
@@ -237,7 +238,7 @@ def test_a_card_that_is_no_table_is_refused(content: object, weights: str, tmp_p
 
 def test_a_damaged_file_of_a_folder_alone_is_made_again_by_the_teacher(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
-    opened(weights, folder).lessons.ask(images())()
+    opened(weights, folder).lessons.ask(drawn(images()))()
     alone = opened(folder, None)
     for path in folder.glob("*.safetensors"):
         path.write_bytes(b"no tensors")
@@ -245,7 +246,7 @@ def test_a_damaged_file_of_a_folder_alone_is_made_again_by_the_teacher(weights: 
         r"damaged: .*remove it, it will be made again by a run whose plan names the teacher itself, with cache: true"
     )
     with pytest.raises(StoreError, match=message):
-        alone.lessons.ask(images())()
+        alone.lessons.ask(drawn(images()))()
     with pytest.raises(StoreError, match=message):
         opened(folder, None)
 
@@ -267,7 +268,7 @@ def test_saved_outputs_teach_under_mixed_precision(weights: str, tmp_path: Path,
     seen_images, losses = images(), []
     for dtype in (torch.float32, torch.bfloat16):
         mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
-        with mixed, distiller.watching(seen_images) as seen:
+        with mixed, distiller.watching(drawn(seen_images)) as seen:
             outputs = student(seen_images.float() / 255)
             found = distiller(student, outputs, seen, nothing)
         losses.append(torch.stack([value.float() for value in found.values()]))

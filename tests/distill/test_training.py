@@ -25,7 +25,7 @@ from mtyolo.config.training import TrainConfig
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.split import load_split
 from mtyolo.distill.objective import make_distiller
-from mtyolo.distill.saved import keys_of
+from mtyolo.distill.pictures import drawn, keys_of
 from mtyolo.errors import CheckpointError, ConfigError, DataError
 from mtyolo.structures import Targets
 from mtyolo.training import train as loop
@@ -435,11 +435,11 @@ def test_what_an_adapter_gives_in_place_of_a_layer_is_taught_as_that_layer(weigh
     config = DistillConfig.model_validate({"teachers": [{"weights": weights, "features": [term]}]})
     distiller = make_distiller(config, student, imgsz=SIZE, device=torch.device("cpu"))
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
-    with distiller.watching(images) as seen:
+    with distiller.watching(drawn(images)) as seen:
         outputs = student(images.float() / 255)
     nothing = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
     found = distiller(student, outputs, seen, nothing)["distill.relative"]
-    lesson = distiller.courses[0].opened.lessons.ask(images)()
+    lesson = distiller.courses[0].opened.lessons.ask(drawn(images))()
     wanted = {8: lesson.features[4], 16: lesson.features[6], 32: lesson.features[9]}
     errors = level_errors(outputs.adapted, wanted)
     assert float(found.detach()) == pytest.approx(float(torch.stack(list(errors.values())).sum().detach()), rel=1e-4)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mtyolo.checkpoint import save_weights
 from mtyolo.data.creatures import CLASSES
 from mtyolo.distill.objective import Distiller, make_distiller
+from mtyolo.distill.pictures import drawn
 from mtyolo.model import Model
 from mtyolo.structures import Batch
 
@@ -51,7 +52,7 @@ def masks(tmp_path: Path) -> dict[str, Any]:
 
 def terms_of(distiller: Distiller, student: Model, batch: Batch) -> dict[str, Tensor]:
     assert batch.images is not None
-    with distiller.watching(batch.images) as seen:
+    with distiller.watching(drawn(batch.images)) as seen:
         outputs = student(batch.images.float() / 255)
     return distiller(student, outputs, seen, batch.targets)
 

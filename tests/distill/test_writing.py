@@ -24,6 +24,7 @@ from mtyolo.config.model import shipped_configs
 from mtyolo.config.training import TrainConfig
 from mtyolo.distill.feature_terms import make_feature_terms
 from mtyolo.distill.lessons import open_lessons
+from mtyolo.distill.pictures import drawn
 from mtyolo.distill.writing import save_outputs
 from mtyolo.errors import ConfigError, StoreError
 from mtyolo.model import pixels
@@ -54,7 +55,7 @@ def test_what_was_saved_is_what_teaches(images: Tensor, tmp_path: Path) -> None:
     save_outputs(tmp_path / "outputs", student, images.flip(3), said(images.flip(3)), features)
     terms = {"weights": str(tmp_path / "outputs"), "output": {"kl": 1.0, "masks": 1.0, "keypoints": 1.0}}
     opened = open_lessons(TeacherConfig.model_validate(terms), student, SIDE, CPU)
-    found = opened.lessons.ask(images)()
+    found = opened.lessons.ask(drawn(images))()
     assert opened.tasks == ("detect", "segment", "keypoint")
     assert opened.channels == {17: 8, 20: 16}
     assert found.outputs.segment
@@ -103,7 +104,7 @@ def test_files_may_be_written_without_mtyolo_as_the_documentation_says(images: T
         }
         save_file(maps, tmp_path / f"{key.hexdigest()}.safetensors")
     config = TeacherConfig.model_validate({"weights": str(tmp_path), "output": {"kl": 1.0}})
-    found = open_lessons(config, student, SIDE, CPU).lessons.ask(images)().outputs.detect
+    found = open_lessons(config, student, SIDE, CPU).lessons.ask(drawn(images))().outputs.detect
     assert all(torch.equal(one, other.half()) for one, other in zip(found, outputs.detect, strict=True))
 
 

@@ -238,9 +238,9 @@ def test_pixels_beside_features_are_those_of_the_same_view(views: FeatureStore, 
     drawn = draw(rectangle.records[0], "0.png", 160, 9, mirror=True)
     dataset = StoreDataset(views, rectangle, NOTHING, pixels=True)
     for view in range(9):
-        images = item(dataset, Picture((views.whole(0, view),)), 0).images
-        assert images is not None
-        assert (images[0].permute(1, 2, 0).numpy() == drawn.images[view]).all()
+        batch = item(dataset, Picture((views.whole(0, view),)), 0)
+        assert batch.draw is not None
+        assert (batch.draw([0])[0].permute(1, 2, 0).numpy() == drawn.images[view]).all()
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (0, -1), (1, 0), (-1, -1)])

@@ -14,8 +14,10 @@ from mtyolo.config.model import resolve_beside
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import AugmentConfig, TrainConfig
 from mtyolo.data.records import ImageRecord, Split
+from mtyolo.distill.cards import is_saved
 from mtyolo.distill.classes import only_numbered
 from mtyolo.distill.objective import Course, Distiller, make_distiller
+from mtyolo.distill.pictures import pictures_of
 from mtyolo.distill.teachers import NoLesson, Own, open_source
 from mtyolo.errors import ConfigError, DataError
 from mtyolo.features.reader import FeatureStore
@@ -43,9 +45,8 @@ class DistilledObjective:
         self.records = records
 
     def __call__(self, model: Model, batch: Batch) -> Losses:
-        assert batch.images is not None, "a stage with teachers has images"
         soft, hard = self.distiller.weights
-        with self.distiller.watching(batch.images) as seen:
+        with self.distiller.watching(pictures_of(batch)) as seen:
             outputs = shared_maps(forward(model, batch))
         losses = self.tasks.judge(model, outputs, batch) if hard else Losses({}, {}, shared_features(outputs))
         try:
@@ -54,7 +55,7 @@ class DistilledObjective:
             raise DataError(f"{self.records[int(batch.indices[error.number])].path}: {error}") from None
         tasks = {task: hard * loss for task, loss in losses.tasks.items()}
         own = len(batch.indices)  # teachers' terms are means over these, not over all processes' objects
-        share = own / images_each(own, batch.images.device)
+        share = own / images_each(own, batch.indices.device)
         tasks[DISTILL] = soft * torch.stack(list(terms.values())).sum() * share
         return Losses(tasks, losses.components | terms, losses.shared)
 
@@ -111,6 +112,12 @@ def repeats(stage: Stage) -> int | None:
     teachers = stage.config.distill.teachers if stage.config.distill else []
     numbers = [teacher.cache for teacher in teachers if teacher.cache and teacher.cache is not True]
     return min(numbers, default=None)
+
+
+def reads_lessons(stage: Stage) -> bool:
+    """Does a stage look for outputs on disk?"""
+    teachers = stage.config.distill.teachers if stage.config.distill else []
+    return any(teacher.cache or is_saved(Path(teacher.weights)) for teacher in teachers)
 
 
 def refuse(stage: StageConfig, config: TrainConfig, *, stored: bool, processes: int) -> None:
@@ -191,6 +198,7 @@ __all__ = [
     "DISTILL",
     "DistilledObjective",
     "name_classes",
+    "reads_lessons",
     "refuse",
     "refuse_unjudged",
     "repeats",
