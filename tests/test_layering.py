@@ -17,7 +17,7 @@ LAYERS = (
     ("cli",),
     ("demonstration",),
     ("api",),
-    ("prediction", "exporting", "evaluation"),
+    ("prediction", "exporting", "evaluation", "comparing"),
     ("training",),
     ("opening",),
     ("balance", "distill", "data", "features"),

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train a model on a data set, in stages; frozen parts first, if asked.",
     "val": "Judge a model: box, mask and keypoint average precision.",
     "predict": "Find objects in images: drawn pictures and json.",
+    "compare": "Runs side by side: their metrics, the gain over others, curves over the epochs.",
     "export": "Write a model to an ONNX file, checked against the model.",
     "extract": "Run a model's frozen extractor once over a data set and store its features.",
     "features": "What a feature store holds, and whether it is intact.",

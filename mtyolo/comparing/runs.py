@@ -1,0 +1,123 @@
+"""A run as its results.csv tells it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtyolo.errors import ConfigError
+
+RESULTS = "results.csv"
+ASSISTANTS = "assistants"
+WORDS = ("stage",)
+"""Columns that are no numbers."""
+SEED = re.compile(r"[-_.]?(?:seed[-_.]?)?(\d+)$")
+
+Epoch = Mapping[str, float]
+"""What is known of one: a column without a number is left out."""
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """name: shortest path that tells it from the others. epochs: as far as they have ended; number 0 is from before
+    training."""
+
+    name: str
+    epochs: Sequence[Epoch]
+
+    @property
+    def last(self) -> Epoch:
+        return self.epochs[-1]
+
+    @property
+    def best(self) -> Epoch:
+        """By fitness, of those in which it trained: the one whose weights are best.safetensors. The last where nothing
+        was validated."""
+        judged = [epoch for epoch in self.epochs if "fitness" in epoch]
+        trained = [epoch for epoch in judged if epoch["epoch"] > 0]
+        return max(trained or judged, key=lambda epoch: epoch["fitness"], default=self.last)
+
+    @property
+    def losses(self) -> set[str]:
+        """What it learned: tasks, and what else was balanced beside them."""
+        return {name for epoch in self.epochs for name in epoch if name.startswith("loss/") and "." not in name}
+
+    @property
+    def seed(self) -> int | None:
+        """The number that its name ends with."""
+        found = SEED.search(self.name)
+        return int(found[1]) if found else None
+
+    @property
+    def kin(self) -> str:
+        """Its name without that number."""
+        return SEED.sub("", self.name) or self.name
+
+
+def read_runs(places: Sequence[Path], against: Sequence[Path] = ()) -> tuple[list[RunResults], list[RunResults]]:
+    """Those at `places`, which are folders of runs, or folders that hold some; and those at `against`, likewise.
+
+    Raises ConfigError naming what is no run, or file and line of what is no result.
+    """
+    groups = [list(dict.fromkeys(folder for place in some for folder in _folders(place))) for some in (places, against)]
+    names = _names([folder for group in groups for folder in group])
+    found = {folder: RunResults(name, _begun(folder / RESULTS)) for folder, name in names.items()}
+    runs, others = ([found[folder] for folder in group] for group in groups)
+    return runs, others
+
+
+def _folders(place: Path) -> Iterator[Path]:
+    folder = place.parent if place.name == RESULTS else place
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{place}: no such folder (looked at {place.absolute()}); name a run's folder, or one of runs"
+        )
+    if (folder / RESULTS).is_file():
+        yield folder.resolve()
+        return
+    found = sorted(path for path in folder.glob(f"**/{RESULTS}") if path.parent.parent.name != ASSISTANTS)
+    begun = [path.parent.resolve() for path in found if read_epochs(path)]
+    if not begun:
+        raise ConfigError(f"{folder}: no run has ended an epoch there: it holds no {RESULTS}, nor does a folder in it")
+    yield from begun
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    common = os.path.commonpath([folder.parent for folder in folders])
+    return {folder: folder.relative_to(common).as_posix() for folder in folders}
+
+
+def read_epochs(path: Path) -> list[Epoch]:
+    """Rows of a results.csv. Raises ConfigError naming file and line of what is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}: can not be read as a table: {error}") from None
+    return [_numbers(row, f"{path}:{number}") for number, row in enumerate(rows, 2)]
+
+
+def _begun(path: Path) -> list[Epoch]:
+    epochs = read_epochs(path)
+    if not epochs:
+        raise ConfigError(f"{path}: has no epoch yet; wait until one has ended")
+    return epochs
+
+
+def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Epoch:
+    found: dict[str, float] = {}
+    for name, text in row.items():
+        if name is None or text is None:
+            raise ConfigError(f"{place}: has another number of values than the first line has names")
+        if text and name not in WORDS:
+            try:
+                found[name] = float(str(text))
+            except ValueError:
+                raise ConfigError(f"{place}: {name} is {text!r}, no number; is this file a run's?") from None
+    if "epoch" not in found:
+        raise ConfigError(f"{place}: says no epoch; is this file a run's?")
+    return found

@@ -1,0 +1,81 @@
+"""`mtyolo compare`: a table, a picture, json; and what people get wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mtyolo.cli.main import USER_ERROR, main
+
+HEAD = "epoch,stage,detect/AP,segment/AP,keypoint/AP,fitness,loss/detect\n"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs, the second better in boxes and worse in masks; points are hardly found."""
+    for name, rows in {
+        "first": "0,,0.1,0.2,0,0.15,\n1,joint,0.2,0.1,0.001,0.15,1.5\n",
+        "se[co]nd": "1,joint,0.3,0.075,0,0.175,1.2\n2,joint,0.1,0.01,0,0.05,1.1\n",
+    }.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "results.csv").write_text(HEAD + rows)
+    return tmp_path / "runs"
+
+
+def test_a_table_names_runs_metrics_and_gains(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs), "--metric", "detect/AP", "--metric", "segment/AP"]) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert rows == [["first", "1", "0.200", "0.100", ""], ["se[co]nd", "1", "0.300", "0.075", "+12.5 %"]]
+    assert "mean relative gain over first" in shown
+
+
+def test_the_last_epoch_where_asked_for_and_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = runs / "curves.png"
+    options = ["--last", "--against", str(runs / "first"), "--picture", str(picture)]
+    assert main(["compare", str(runs / "se[co]nd"), *options, "--metric", "detect/AP"]) == 0
+    said = capsys.readouterr()
+    assert "-50.0 %" in said.out
+    assert f"over the epochs: {picture}" in said.err
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+
+
+def test_gains_over_next_to_nothing_are_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs), "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert "warning: keypoint/AP of first is next to nothing" in said.err
+    found = json.loads(said.out)
+    assert [run["name"] for run in found["runs"]] == ["first", "se[co]nd"]
+    assert found["runs"][1]["delta_m"]["mean"] == pytest.approx((0.5 - 0.25 - 1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{runs}/third"], ["third: no such folder", "name a run's folder"]),
+        (["{runs}", "--against", "{runs}/third"], ["third: no such folder"]),
+        (["{runs}", "--metric", "detect/ap"], ["'detect/ap'", "did you mean 'detect/AP'?"]),
+        (["{runs}", "--picture", "{runs}/curves.pic"], ["curves.pic: pictures are not written with this suffix"]),
+        ([], ["Missing argument 'runs'"]),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], words: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *(argument.format(runs=runs) for argument in arguments)]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert all(word in " ".join(said.split()) for word in words), said
+
+
+def test_a_table_needs_no_torch(runs: Path) -> None:
+    code = f"import sys; from mtyolo.cli.main import main; assert main(['compare', {str(runs)!r}]) == 0; "
+    code += "assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
