@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from mtyolo.errors import MtyoloError
 
 COMMANDS = {
+    "check": "What a data set holds: images, objects of each task and class, mistakes in labels, pictures.",
     "train": "Train a model on a data set, in stages; frozen parts first, if asked.",
     "val": "Judge a model: box, mask and keypoint average precision.",
     "predict": "Find objects in images: drawn pictures and json.",
