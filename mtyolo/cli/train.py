@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from mtyolo.cli import options
+from mtyolo.cli.automatic import measured_batch, refuse_what_is_not_measured
 from mtyolo.cli.output import say
-from mtyolo.config.plan import PlanConfig, read_plan
+from mtyolo.cli.rehearsal import say_rehearsal
+from mtyolo.config.plan import read_plan
 from mtyolo.config.reading import Document, read_yaml, validate
 from mtyolo.config.training import AugmentConfig, TrainConfig
 
@@ -98,6 +100,10 @@ Features = Annotated[
         "--resume: where it is now.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Try some steps of each stage, say how long all would take, and leave no run."),
+]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="The folder of a run to go on with, which knows model, data, options.")
 ]
@@ -129,7 +135,10 @@ def train(
     features: Features = None,
     out: Out = None,
     resume: Resume = None,
+    dry_run: DryRun = False,
 ) -> None:
+    if dry_run and resume is not None:
+        raise typer.BadParameter("--dry-run is for a new run; a resumed one says what is left when it goes on")
     if freeze_det and plan is not None:
         raise typer.BadParameter(f"--freeze-det is --plan {FREEZE_DETECTOR}; give one of the two")
     if resume is None and (model is None or data is None):
@@ -159,11 +168,15 @@ def train(
         opened = open_model(model, data=data, weights=weights, features=features, trust=trust)
     if automatic and opened is not None:
         settings = with_known_size(settings, opened, features)
-        settings = settings.model_copy(update={"batch": _fitting_batch(opened, settings)})
+        settings = settings.model_copy(update={"batch": measured_batch(opened, settings)})
     chosen = plan
     if opened is not None:
         chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
         say_without_effect(given | {"no_augment": no_augment}, chosen, opened)
+    if dry_run and opened is not None and data is not None:
+        own = {"trust": trust}
+        say_rehearsal(opened, data, plan=chosen, config=settings, features=features, own=own, out=out)
+        return
     begins: dict[str, Any] = {} if resume is not None else {"plan": chosen, "config": settings, "out": out}
     run = run_training(opened, data, **begins, resume=resume, features=features, trust=trust)
     if is_first():
@@ -206,35 +219,6 @@ def say_without_effect(given: dict[str, Any], plan: str | None, model: Any) -> N
     fixed = [stage.epochs for stage in stages if stage.epochs is not None]
     if given.get("epochs") is not None and len(fixed) == len(stages):
         say(f"--epochs has no effect: each stage of the plan {name} names its own, {sum(fixed)} in all")
-
-
-def refuse_what_is_not_measured(plan: PlanConfig) -> None:
-    """Whose memory --batch auto knows nothing of. A cache asks its teacher, too, for pictures that are new to it."""
-    from mtyolo.distill.cards import is_saved
-
-    if plan.assistants:
-        raise typer.BadParameter(
-            "--batch auto measures the student, and the plan's assistants may be larger; say how many"
-        )
-    asked = next((teacher for teacher in plan.teachers if not is_saved(Path(teacher))), None)
-    if asked is not None:
-        raise typer.BadParameter(
-            f"--batch auto measures the student alone, and the plan's teacher {asked} is asked beside it; say how "
-            "many, or let a folder of saved outputs teach"
-        )
-
-
-def _fitting_batch(model: Any, settings: TrainConfig) -> int:
-    from mtyolo.geometry import fitting_side
-    from mtyolo.training.batches.batch_size import fitting_batch
-    from mtyolo.training.processes import over_processes, own_device
-
-    device = own_device(settings.device)
-    batch = fitting_batch(model, fitting_side(settings.imgsz, model.largest_stride), device)
-    if device.type == "cuda":
-        batch = over_processes(batch)
-    say(f"batch: {batch}")
-    return batch
 
 
 def _settings(file: Path | None, given: dict[str, Any], no_augment: bool) -> TrainConfig:

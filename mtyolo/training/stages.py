@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtyolo.checkpoint import EXTRACTOR
+from mtyolo.config.distill import TeacherConfig
 from mtyolo.config.plan import PlanConfig, StageConfig
 from mtyolo.config.training import TrainConfig
 from mtyolo.errors import ConfigError
@@ -33,6 +34,10 @@ class Stage:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def teachers(self) -> list[TeacherConfig]:
+        return self.config.distill.teachers if self.config.distill else []
 
     def trains(self, name: str) -> bool:
         """Does the tensor or module of this name train?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -95,9 +95,11 @@ def train_in_group(
     progress: bool,
     own: Mapping[str, Any],
     followed: bool = False,
+    perform: Callable[[RunState, list[Stage], Tools, dict[str, Any] | None], None] | None = None,
 ) -> Run:
     """The same among processes that stay together. own: classes by name, and trust, as `assemble` takes them. followed:
-    by another training, as an assistant's is by the student's; then a signal interrupts at the end, too.
+    by another training, as an assistant's is by the student's; then a signal interrupts at the end, too. perform: what
+    is done when all is there, by default `run_stages`.
     """
     saved = read_state(resume) if resume is not None else None
     if saved and resume is not None:
@@ -139,7 +141,7 @@ def train_in_group(
         stop = held.enter_context(stop_on_signals())
         display = held.enter_context(Display(shown, lengths(stages, model, splits[0])))
         tools = Tools(config, plan, *splits, store, judge, accelerator, display, stop, own)
-        run_stages(state, stages, tools, saved if saved and state.has_begun else None)
+        (perform or run_stages)(state, stages, tools, saved if saved and state.has_begun else None)
         if followed and any_process([stop.asked], device)[0]:
             raise interrupted(state, stop.signal_number)
     return state.run
@@ -198,17 +200,24 @@ def try_stages(state: RunState, stages: list[Stage], tools: Tools) -> None:
 
     But for teachers that the run itself makes on the way.
     """
-    random, made, known = random_states(), {state.run.out.absolute()}, set[str]()
-    for stage in stages:
-        teachers = stage.config.distill.teachers if stage.config.distill else []
-        new = {teacher.weights for teacher in teachers} - known
-        if not any(made.intersection([path, *path.parents]) for path in (Path(t.weights).absolute() for t in teachers)):
-            work = work_of(stage, state, tools)
-            if new and stage.number:  # the first stage says it when it begins, which is now
-                say_teachers(state, work, tools)
-        made |= {Path(teacher.folder).absolute() for teacher in teachers if teacher.folder}
+    random, known = random_states(), set[str]()
+    for stage in with_teachers_there(stages, state.run.out):
+        new = {teacher.weights for teacher in stage.teachers} - known
+        work = work_of(stage, state, tools)
+        if new and stage.number:  # the first stage says it when it begins, which is now
+            say_teachers(state, work, tools)
         known |= new
     set_random_states(random)
+
+
+def with_teachers_there(stages: list[Stage], folder: Path) -> Iterator[Stage]:
+    """Stages without those whose teachers the run in this folder makes on the way."""
+    made = {folder.absolute()}
+    for stage in stages:
+        places = [Path(teacher.weights).absolute() for teacher in stage.teachers]
+        if not any(made.intersection([path, *path.parents]) for path in places):
+            yield stage
+        made |= {Path(teacher.folder).absolute() for teacher in stage.teachers if teacher.folder}
 
 
 def ends_early(state: RunState, stage: Stage, tools: Tools) -> bool:

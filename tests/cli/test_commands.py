@@ -247,3 +247,17 @@ def test_freeze_det_goes_on_aligning_only_to_a_detector_that_is_still_official(t
     with torch.no_grad():
         model.graph.layers["23"].cv1.bn.running_mean[0] += 1
     assert freezing_plan(path, model, None) == "refine", "a detector that moved understands other features"
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_how_long_all_would_take(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--model", "yolov5n-multitask.yaml", "--data", str(shapes), *SMALL, "--workers", "0"]
+    assert main([*arguments, "--epochs", "4", "--batch", "4", "--freeze-det", "--freeze-epochs", "3", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if "│" in line]
+    assert [(row[0], row[1]) for row in rows] == [("frozen", "3"), ("joint", "1"), ("all", "")]
+    assert rows[0][4].endswith(" ms")
+    assert list(tmp_path.iterdir()) == []

@@ -216,3 +216,7 @@ def test_console_script_exits_with_the_code() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("mtyolo: error: nowhere.yaml: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_goes_on_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--dry-run is for a new run" in refusal(["train", "--resume", tmp_path, "--dry-run"], capsys)

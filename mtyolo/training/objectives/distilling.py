@@ -109,15 +109,13 @@ def stage_distiller(
 
 def repeats(stage: Stage) -> int | None:
     """So many draws of the augmentation are made, then they repeat; None: without end."""
-    teachers = stage.config.distill.teachers if stage.config.distill else []
-    numbers = [teacher.cache for teacher in teachers if teacher.cache and teacher.cache is not True]
+    numbers = [teacher.cache for teacher in stage.teachers if teacher.cache and teacher.cache is not True]
     return min(numbers, default=None)
 
 
 def reads_lessons(stage: Stage) -> bool:
     """Does a stage look for outputs on disk?"""
-    teachers = stage.config.distill.teachers if stage.config.distill else []
-    return any(teacher.cache or is_saved(Path(teacher.weights)) for teacher in teachers)
+    return any(teacher.cache or is_saved(Path(teacher.weights)) for teacher in stage.teachers)
 
 
 def refuse(stage: StageConfig, config: TrainConfig, *, stored: bool, processes: int) -> None:
