@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mtyolo.training.rehearsal import Estimate
 
 CAPTION = (
-    "a step: with the reading of its batch; between epochs: validation and saving, with the model as it is now; one that "
-    "finds more takes longer"
+    "a step: with the reading of its batch; between epochs: validation and saving, with the model as it is; one "
+    "that finds more takes longer"
 )
 
 
