@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import say, write_json
+from mtyolo.cli.output import say, show_table, write_json
 from mtyolo.config.model import LARGEST_SIDE, USUAL_SIDE
 from mtyolo.errors import ConfigError, MtyoloError
 
@@ -95,7 +95,6 @@ def _shared(splits: Sequence[Split]) -> Iterator[str]:
 
 
 def _show(reports: Sequence[SplitReport]) -> None:
-    from rich import print as show
     from rich.markup import escape
     from rich.table import Table
 
@@ -104,7 +103,7 @@ def _show(reports: Sequence[SplitReport]) -> None:
         column.justify = "right"
     for name, cells in _rows(reports):
         table.add_row(escape(name), *cells, end_section=name == LAST_OF_ALL)
-    show(table)
+    show_table(table)
 
 
 def _rows(reports: Sequence[SplitReport]) -> Iterator[tuple[str, list[str]]]:

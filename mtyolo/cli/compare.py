@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import say, write_json
+from mtyolo.cli.output import say, show_table, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,9 +54,7 @@ def compare(
     if json is not None:
         write_json(comparison.as_dict(), json)
     if str(json) != "-":
-        from rich import print as show
-
-        show(_table(comparison))
+        show_table(_table(comparison))
     if picture is not None:
         from mtyolo.comparing.curves import draw_curves
         from mtyolo.drawing import save_image

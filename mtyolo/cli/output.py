@@ -7,8 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDEST = 10_000
+"""Letters of a table."""
 STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
 """Folders of what is open already, or is no file."""
 
@@ -46,6 +51,17 @@ def _write_into(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise MtyoloError(f"{path}: can not be written: {error.strerror}; name a file, or -") from None
+
+
+def show_table(table: Table) -> None:
+    """As wide as it is, where the terminal is narrower, and into files: broken words and cut numbers tell nothing."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False)
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 @contextmanager

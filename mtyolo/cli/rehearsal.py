@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtyolo.cli.output import say
+from mtyolo.cli.output import say, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,8 +20,6 @@ CAPTION = (
 
 
 def say_rehearsal(model: Model, data: Path, **options: Any) -> None:
-    from rich import print as show
-
     from mtyolo.evaluation.validate import validate
     from mtyolo.training.processes import is_first
     from mtyolo.training.records.judging import Judge
@@ -30,7 +28,7 @@ def say_rehearsal(model: Model, data: Path, **options: Any) -> None:
     found = rehearse(model, data, judge=Judge(validate), **options)
     if not is_first():
         return
-    show(_table(found))
+    show_table(_table(found))
     if any(stage.step is None for stage in found.stages):
         say("stages without a time learn from what earlier ones make, and were not tried")
     if found.memory is not None:

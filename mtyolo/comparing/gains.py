@@ -104,15 +104,16 @@ def compare(
     seeds: bool = False,
 ) -> Comparison:
     """against: what gains are over: for each metric the one of these that learned fewest tasks; by default the first
-    run. metrics: columns of results.csv, by default every AP. last: of each run the last epoch counts, not the best.
-    seeds: runs whose names differ in the number at their end are one line.
+    run that has any of the metrics. metrics: columns of results.csv, by default every AP. last: of each run the last
+    epoch counts, not the best. seeds: runs whose names differ in the number at their end are one line.
 
     Raises ConfigError for metrics that no run has.
     """
     every = [*against, *(run for run in runs if run not in against)]
     lines = _lines(every, last=last, seeds=seeds)
     chosen = _metrics(every, metrics)
-    names = {run.name for run in against} or {run.name for run in lines[0].runs}
+    usual = next((line for line in lines if any(line.of(metric) for metric in chosen)), lines[0])
+    names = {run.name for run in against or usual.runs}
     bases = sorted((line for line in lines if any(run.name in names for run in line.runs)), key=lambda line: line.tasks)
     found = {metric: next((line for line in bases if line.of(metric) is not None), None) for metric in chosen}
     return Comparison(chosen, lines, {metric: line for metric, line in found.items() if line is not None})

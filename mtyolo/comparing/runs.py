@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 def read_epochs(path: Path) -> list[Epoch]:
     """Rows of a results.csv. Raises ConfigError naming file and line of what is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path}: can not be read as a table: {error}") from None
@@ -115,9 +116,10 @@ def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Ep
             raise ConfigError(f"{place}: has another number of values than the first line has names")
         if text and name not in WORDS:
             try:
-                found[name] = float(str(text))
+                value = float(str(text))
             except ValueError:
                 raise ConfigError(f"{place}: {name} is {text!r}, no number; is this file a run's?") from None
+            found |= {name: value} if math.isfinite(value) else {}
     if "epoch" not in found:
         raise ConfigError(f"{place}: says no epoch; is this file a run's?")
     return found

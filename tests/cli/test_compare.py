@@ -35,6 +35,14 @@ def test_a_table_names_runs_metrics_and_gains(runs: Path, capsys: pytest.Capture
     assert "mean relative gain over first" in shown
 
 
+def test_a_table_is_whole_in_a_narrow_terminal(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main(["compare", str(runs)]) == 0
+    assert "│ se[co]nd │     1 │     0.300 │      0.075 │       0.000 │ -25.0 % │" in capsys.readouterr().out
+
+
 def test_the_last_epoch_where_asked_for_and_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = runs / "curves.png"
     options = ["--last", "--against", str(runs / "first"), "--picture", str(picture)]

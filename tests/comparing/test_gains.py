@@ -40,6 +40,13 @@ def test_gains_are_over_the_first_run_where_nothing_is_named(leave: Leave) -> No
     assert gains(compared(folders)) == {"a": None, "b": 0.5, "c": -0.5}
 
 
+def test_gains_are_over_the_first_run_that_was_validated(leave: Leave) -> None:
+    folders = [
+        leave(name, *found) for name, found in (("a", [{}]), ("b", [{"detect/AP": 0.2}]), ("c", [{"detect/AP": 0.3}]))
+    ]
+    assert gains(compared(folders)) == {"a": None, "b": None, "c": 0.5}
+
+
 def test_each_metric_is_compared_with_the_run_that_learned_fewest_tasks(leave: Leave) -> None:
     """A network for masks has boxes, too, and is not what boxes are compared with."""
     masks = leave("masks", {"detect/AP": 0.9, "segment/AP": 0.1}, losses=("detect", "segment", "segment.mask"))

@@ -19,6 +19,12 @@ def test_the_best_epoch_is_the_one_whose_weights_are_kept(leave: Leave) -> None:
     assert run.last["epoch"] == 3
 
 
+def test_what_is_no_number_is_not_known(tmp_path: Path) -> None:
+    """And the mark that spreadsheets put before a table is none of its first column."""
+    (tmp_path / "results.csv").write_text("\ufeffepoch,stage,a,b,c,d\n1,x,nan,inf,,0.5\n", encoding="utf-8")
+    assert read_epochs(tmp_path / "results.csv") == [{"epoch": 1, "d": 0.5}]
+
+
 def test_without_validation_the_last_epoch_counts(leave: Leave) -> None:
     ((run,), _) = read_runs([leave("run", {}, {}, {})])
     assert run.best is run.last
