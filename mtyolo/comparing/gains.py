@@ -163,7 +163,7 @@ def _paired(line: Line, metric: str, seed: int | None) -> float | None:
     """Of the run with the same seed where there is one; else of all."""
     pairs = zip(line.runs, line.chosen, strict=True)
     same = [epoch[metric] for run, epoch in pairs if run.seed == seed and metric in epoch]
-    if len(line.runs) > 1 and len(same) == 1:
+    if len(same) == 1:
         return same[0]
     found = line.of(metric)
     return None if found is None else found.mean

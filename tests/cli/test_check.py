@@ -71,6 +71,18 @@ def test_splits_that_can_be_read_are_shown_before_the_error(data: Path, capsys: 
     assert "nowhere" in said.err.splitlines()[-1]
 
 
+def test_the_first_of_several_errors_is_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(changed(data, val="images/first", test="images/second"))]) == USER_ERROR
+    assert "first" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_without_any_split_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(changed(data, train=None, val=None, annotations={}))]) == USER_ERROR
+    said = capsys.readouterr()
+    assert "has no train split" in said.err
+    assert said.out == ""
+
+
 def test_many_classes_are_summed_up(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = yaml.safe_load(data.read_text())["names"]
     names |= {number: f"class {number}" for number in range(len(names), 40)}
@@ -78,6 +90,7 @@ def test_many_classes_are_summed_up(data: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr()
     assert "10 further classes" in said.out
     assert "warning: train: 36 of 40 classes have no object: class 4, class 5, class 6, class 7" in said.err
+    assert "nothing wrong" not in said.err
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def test_the_last_epoch_where_asked_for_and_a_picture(runs: Path, capsys: pytest
         assert drawn.width > 300
 
 
+def test_a_loss_that_rounds_to_nothing_has_no_sign_of_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "se[co]nd/results.csv").write_text("epoch,detect/AP,fitness\n1,0.1999999,0.2\n")
+    assert main(["compare", str(runs), "--metric", "detect/AP"]) == 0
+    assert "+0.0 %" in capsys.readouterr().out
+
+
 def test_gains_over_next_to_nothing_are_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(runs), "--json", "-"]) == 0
     said = capsys.readouterr()

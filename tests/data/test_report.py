@@ -15,9 +15,11 @@ BOX = (10.0, 10.0, 60.0, 40.0)
 SMALL = (10.0, 10.0, 17.0, 14.0)
 
 
-def record(*instances: Instance, labelled: str = "detect segment keypoint", height: int = 100) -> ImageRecord:
+def record(
+    *instances: Instance, labelled: str = "detect segment keypoint", height: int = 100, width: int = 160
+) -> ImageRecord:
     labels = labels_of(instances, labelled.split(), masks=True, points=2)
-    return ImageRecord(Path("nowhere.png"), height, 160, labels)
+    return ImageRecord(Path("nowhere.png"), height, width, labels)
 
 
 def split(*records: ImageRecord, name: str = "train") -> Split:
@@ -34,6 +36,7 @@ def test_objects_are_counted_by_what_they_show() -> None:
         split(
             record(Instance(0, BOX, mask, points(2, 0)), Instance(0, SMALL, None, points(0, 0))),
             record(Instance(1, BOX, mask, points(1, 1)), labelled="detect", height=200),
+            record(height=90, width=400),
             record(Instance(1, BOX, mask, crowd=True)),
             record(),
         ),
@@ -41,15 +44,15 @@ def test_objects_are_counted_by_what_they_show() -> None:
     )
     assert found == SplitReport(
         name="train",
-        images=4,
-        empty=2,
+        images=5,
+        empty=3,
         crowd=1,
-        labelled={"detect": 4, "segment": 3, "keypoint": 3},
+        labelled={"detect": 5, "segment": 4, "keypoint": 4},
         objects={"detect": 3, "segment": 1, "keypoint": 1},
         classes={"ball": 2, "box": 1},
         tiny=1,
         smallest=(100, 160),
-        largest=(200, 160),
+        largest=(90, 400),
         problems={},
     )
 

@@ -43,7 +43,8 @@ def test_all_stages_are_timed_and_nothing_is_left(
     model = make_model()
     before = {name: value.clone() for name, value in model.named_parameters()}
     stages = [{"name": "head", "train": ["detect"], "epochs": 3}, {"name": "all", "epochs": 5, "views": 2}]
-    judged = config.model_copy(update={"val_every": 2})
+    # No tracker hears of it: one that is not installed would be asked for.
+    judged = config.model_copy(update={"val_every": 2, "trackers": ["comet_ml"]})
     found = rehearsed(model, shapes, judged, {"stages": stages})
     head, whole = found.stages
     assert [(stage.name, stage.epochs, stage.batches, stage.validations) for stage in found.stages] == [
