@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from mtyolo.checkpoint import save_weights
 from mtyolo.config.distill import DistillConfig, TeacherConfig
 from mtyolo.distill.lessons import Opened, open_lessons
 from mtyolo.distill.objective import make_distiller
-from mtyolo.distill.pictures import drawn, keys_of
+from mtyolo.distill.pictures import Pictures, drawn, keys_of
 from mtyolo.distill.saved import SavedLessons
-from mtyolo.errors import ConfigError, DataError, StoreError
+from mtyolo.distill.teachers import NoLesson
+from mtyolo.errors import ConfigError, StoreError
 from mtyolo.structures import Targets
 
 BRANCHES = {"segment": {"prototypes": 4, "channels": 8}, "keypoint": {}}
@@ -94,6 +96,20 @@ def test_a_picture_that_was_seen_costs_no_pass(weights: str, tmp_path: Path) -> 
     assert passes == [2, 1], "two pictures, then the one that is new"
 
 
+def test_pictures_with_names_of_their_own_are_found_by_pixels_or_computed(weights: str, tmp_path: Path) -> None:
+    cached = opened(weights, tmp_path / "lessons")
+    expected = cached.lessons.ask(drawn(images(count=3)))().outputs.detect[0]
+    for path in (tmp_path / "lessons" / f"{keys_of(images(count=3))[number]}.safetensors" for number in (0, 2)):
+        path.unlink()
+    draw = Mock(wraps=lambda numbers: images(count=3)[list(numbers)])
+    for _ in range(2):
+        named = Pictures(draw, ["a", "b", None], (SIZE, SIZE), CPU)
+        assert named.keys == named.keys == ["a", "b", keys_of(images(count=3))[2]]
+        assert torch.equal(cached.lessons.ask(named)().outputs.detect[0], expected)
+    assert [call.args[0] for call in draw.call_args_list] == [[2], [0, 1, 2], [2]], "each look is the last one needed"
+    assert {path.stem for path in (tmp_path / "lessons").glob("*.safetensors")} == {"a", *keys_of(images(count=3))[1:]}
+
+
 def test_one_pixel_makes_another_picture() -> None:
     first, second = images(count=1), images(count=1)
     second[0, 1, 5, 7] ^= 1
@@ -107,8 +123,9 @@ def test_a_folder_alone_can_teach_and_says_when_a_picture_is_missing(weights: st
     alone = opened(folder, None)
     assert alone.teacher is None
     assert alone.lessons.ask(drawn(images()))().outputs.detect[0].shape == (2, 3, SIZE // 8, SIZE // 8, 7)
-    with pytest.raises(DataError, match="has no outputs for one of the pictures"):
-        alone.lessons.ask(drawn(images(seed=1)))()
+    with pytest.raises(NoLesson, match="has no outputs for one of the pictures") as refused:
+        alone.lessons.ask(drawn(torch.cat((images(), images(seed=1)))))()
+    assert refused.value.number == 2, "the first that is missing"
 
 
 @pytest.mark.parametrize("option", [{"size": 96}, {"classes": "by-number"}, {"graph": "yolov8n.yaml"}])

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -251,6 +252,19 @@ def test_cached_draws_repeat_so_that_the_teacher_sees_each_once(weights: str, da
     folder = tmp_path / "lessons"
     distilled(weights, data, tmp_path / "run", output={"scaled": 1}, cache=2, folder=str(folder), epochs=5, stage={})
     assert len(list(folder.glob("*.safetensors"))) == 2 * 6
+
+
+def test_what_is_cached_is_named_where_pictures_are_read(
+    weights: str, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the training's own process, which would wait for it."""
+    options: dict[str, Any] = {"output": {"scaled": 1}, "cache": True, "folder": str(tmp_path / "lessons"), "epochs": 1}
+    distilled(weights, data, tmp_path / "first", **options)
+    monkeypatch.setattr("mtyolo.distill.pictures.keys_of", Mock(side_effect=AssertionError))
+    distilled(weights, data, tmp_path / "second", **options)
+    distilled(str(tmp_path / "lessons"), data, tmp_path / "alone", output={"scaled": 1}, epochs=1)
+    monkeypatch.setattr("mtyolo.data.dataset.pixels_key", Mock(side_effect=AssertionError))
+    distilled(weights, data, tmp_path / "asked", output={"scaled": 1}, epochs=1)
 
 
 def test_a_picture_that_a_folder_does_not_know_is_named(weights: str, data: DataConfig, tmp_path: Path) -> None:
