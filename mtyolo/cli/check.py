@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -129,16 +128,14 @@ def _sides(size: tuple[int, int]) -> str:
 
 
 def _draw(splits: Sequence[Split], name: str, size: int, picture: Path) -> None:
-    import numpy as np
-
     from mtyolo.data.loader import Dataset, make_loader
+    from mtyolo.data.split import some_of
     from mtyolo.drawing import draw_batch, save_image
 
     chosen = next((one for one in splits if one.name == name), None)
     if chosen is None:
         raise ConfigError(f"--split {name}: the data has {', '.join(one.name for one in splits)}; draw one of these")
-    numbers = np.unique(np.linspace(0, len(chosen) - 1, min(TILES, len(chosen))).round().astype(int))
-    few = replace(chosen, records=[chosen.records[number] for number in numbers])
+    few = some_of(chosen, TILES)
     loader = make_loader(Dataset(few, size, cache_bytes=0), len(few), shuffle=False, workers=0, seed=0)
     sheet = draw_batch(next(iter(loader)), chosen.names, chosen.skeleton)
     say(f"{len(few)} images of {name} with their labels: {save_image(sheet, picture)}")

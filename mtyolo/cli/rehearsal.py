@@ -39,6 +39,8 @@ def _table(found: Estimate) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from mtyolo.training.records.progress import clock
+
     table = Table("stage", title="What training would take", show_footer=True, caption=CAPTION)
     table.columns[0].footer = "all"
     for name in ("epochs", "steps", "parameters", "a step", "between", "time"):
@@ -56,9 +58,3 @@ def _table(found: Estimate) -> Table:
             clock(stage.seconds) if tried else "-",
         )
     return table
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

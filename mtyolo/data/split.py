@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mtyolo.config.reading import nearest
 from mtyolo.data.formats.coco import read_coco
 from mtyolo.data.formats.coco_annotations import SKIPPED
@@ -36,6 +38,12 @@ def load_split(source: Data | DataSource, split: str, *, strict: bool = False) -
     if split == "train" and not any(image.instances for image in images):
         _refuse_unusable_labels(data.place(split), problems)
     return _split(data, split, readings, images, names, problems)
+
+
+def some_of(split: Split, count: int) -> Split:
+    """So many images, if there are, spread over the split."""
+    numbers = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
+    return replace(split, records=[split.records[number] for number in np.unique(numbers)])
 
 
 def _refuse_unusable_labels(place: str, problems: Problems) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from mtyolo.data.loader import Dataset, make_loader
 from mtyolo.data.records import Split
+from mtyolo.data.split import some_of
 from mtyolo.drawing import draw_comparison, truths_of
 from mtyolo.exported import ExportedModel
 from mtyolo.features.dataset import make_store_loader
@@ -38,8 +38,7 @@ def comparison(
     are then only drawn on; `size` is the store's.
     """
     size = fitting_side(size or model.usual_size, model.largest_stride)
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
-    few = replace(split, records=[split.records[index] for index in chosen])
+    few = some_of(split, count)
     batch: Batch = next(iter(_pictures(few, size) if features is None else _stored(model, few, features)))
     if batch.draw is not None:
         batch.images = batch.draw(range(len(few)))

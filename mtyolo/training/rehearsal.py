@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mtyolo.config.plan import PlanConfig, read_plan
 from mtyolo.config.training import TrainConfig
-from mtyolo.data.records import Split
+from mtyolo.data.split import some_of
 from mtyolo.errors import ConfigError
 from mtyolo.memory import kept_memory
 from mtyolo.model import Model
@@ -138,7 +137,7 @@ def _step(stage: Stage, work: StageWork, state: RunState, tools: Tools) -> float
 
 def _after_an_epoch(stage: Stage, work: StageWork, state: RunState, tools: Tools) -> tuple[float, float]:
     """Seconds of saving, and of a whole validation, as fast as a part of it goes."""
-    whole, few = tools.val_split, tools.val_split and _some(tools.val_split)
+    whole, few = tools.val_split, tools.val_split and some_of(tools.val_split, VALIDATED)
     quick = replace(tools, val_split=few, display=Display(False, tools.display.lengths))
     for _ in range(2):  # at first, libraries are imported
         started = time.perf_counter()
@@ -150,11 +149,6 @@ def _after_an_epoch(stage: Stage, work: StageWork, state: RunState, tools: Tools
         together = time.perf_counter() - started
     scale = len(whole) / len(few) if whole and few else 0.0
     return max(0.0, together - 2 * judging), judging * scale
-
-
-def _some(split: Split) -> Split:
-    numbers = np.unique(np.linspace(0, len(split) - 1, min(VALIDATED, len(split))).round().astype(int))
-    return replace(split, records=[split.records[number] for number in numbers])
 
 
 def _wait(device: torch.device) -> None:

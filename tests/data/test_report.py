@@ -10,6 +10,7 @@ import pytest
 
 from mtyolo.data.records import ImageRecord, Instance, Problems, Split, labels_of
 from mtyolo.data.report import SplitReport, remarks, report_on, shared_pictures
+from mtyolo.data.split import some_of
 
 BOX = (10.0, 10.0, 60.0, 40.0)
 SMALL = (10.0, 10.0, 17.0, 14.0)
@@ -100,3 +101,9 @@ def test_pictures_of_two_splits_are_compared_by_content(tmp_path: Path) -> None:
     assert shared_pictures(train, val) == [(tmp_path / "train1.png", tmp_path / "val1.png")]
     (tmp_path / "val1.png").unlink()
     assert shared_pictures(train, val) == []
+
+
+@pytest.mark.parametrize(("count", "heights"), [(1, [100]), (4, [100, 103, 106, 109]), (20, list(range(100, 110)))])
+def test_some_are_spread_over_a_split(count: int, heights: list[int]) -> None:
+    found = some_of(split(*(record(height=100 + number) for number in range(10))), count)
+    assert [one.height for one in found.records] == heights

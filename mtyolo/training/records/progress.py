@@ -51,7 +51,7 @@ class Display:
         epoch = int(row["epoch"] or 0)
         parts = [f"{epoch:>4}/{len(self.lengths)}", str(row["stage"])]
         parts += [words for task in _shown(row) if (words := _task_words(task, row))]
-        self.say(" · ".join([*parts, f"left {_clock(self._left(epoch))}"]))
+        self.say(" · ".join([*parts, f"left {clock(self._left(epoch))}"]))
 
     def _left(self, epoch: int) -> float:
         """Seconds, as fast as this process has been so far: stages differ in their epochs' length."""
@@ -81,7 +81,7 @@ def _task_words(task: str, row: Row) -> str:
     return f"{task}{words}" if words else ""
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
