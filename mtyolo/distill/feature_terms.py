@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS, pooled
+from mtyolo.distill.head_gradients import Side, detection_gradients
 from mtyolo.distill.lessons import Opened, Pair, layer_pairs
 from mtyolo.distill.teachers import Lesson, Teacher, layer_of, neck_of, replaced_layers
 from mtyolo.errors import ConfigError
@@ -48,9 +49,9 @@ class FeatureTerm(nn.Module):
 
 
 class GradientTerm(FeatureTerm):
-    """The same on gradients of the detection loss with respect to the features; zero without labels.
+    """The same on gradients of the detection loss by what the head takes; zero without labels.
 
-    The student's gradient is itself differentiated: a second backward pass through its branch.
+    The student's is itself differentiated: a second backward pass through its head.
     """
 
     def __init__(self, name: str, pairs: Sequence[Pair], losses: Sequence[nn.Module], teacher: Teacher) -> None:
@@ -63,27 +64,28 @@ class GradientTerm(FeatureTerm):
     ) -> Tensor:
         if not bool(targets.labelled["detect"].any()) or not len(targets.classes):
             return outputs.detect[0].new_zeros(())
-        wanted = [seen[pair.student] for pair in self.pairs]
-        still = [pair.student for pair, found in zip(self.pairs, wanted, strict=True) if not found.requires_grad]
+        still = [pair.student for pair in self.pairs if not seen[pair.student].requires_grad]
         if still:
             raise ConfigError(
                 f"distill: features: gradient teaches what comes before the head, but nothing up to layers {still} "
                 "trains in this stage; let it train, or take another method"
             )
-        loss = detection_loss(model, outputs, targets)
-        own = torch.autograd.grad(loss, wanted, create_graph=True)
-        student = {pair.student: gradient.float() for pair, gradient in zip(self.pairs, own, strict=True)}
-        return self._sum(student, self._teachers_gradients(lesson, targets))
-
-    def _teachers_gradients(self, lesson: Lesson, targets: Targets) -> dict[int, Tensor]:
         source = self._teacher[0].source
         assert isinstance(source, Model)
-        neck = neck_of(source)
-        fused = [lesson.features[number].float().detach().requires_grad_() for number in neck]
-        with torch.enable_grad():
-            maps = source.branches["detect"](dict(zip(source.strides, fused, strict=True)))
-            loss = detection_loss(source, Outputs({}, {}, maps), targets)
-        return dict(zip(neck, torch.autograd.grad(loss, fused), strict=True))
+        own = {pair.student: seen[pair.student] for pair in self.pairs}
+        theirs = {pair.teacher: lesson.features[pair.teacher] for pair in self.pairs}
+        sides = [_before_head(model, own), _before_head(source, theirs)]
+        found = [
+            dict(zip(layers, gradients.values(), strict=True))
+            for layers, gradients in zip((own, theirs), detection_gradients(sides, targets), strict=True)
+        ]
+        return self._sum(*found)
+
+
+def _before_head(model: Model, features: Mapping[int, Tensor]) -> Side:
+    """features: by number of layer."""
+    neck = neck_of(model)
+    return Side(model, {neck.index(number): maps for number, maps in features.items()})
 
 
 def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:

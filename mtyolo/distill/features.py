@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtyolo.distill.compared import channel_divergence, mean_square, relative_error
+from mtyolo.distill.compared import angle, channel_divergence, mean_square, relative_error
 
 CWD_TEMPERATURE = 1.0
 """For necks of detectors, in the authors' configurations; for segmentation logits they take 4."""
@@ -120,8 +120,7 @@ class GradientSimilarity(nn.Module):
         self.projector = make_projector(student, teacher)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        found = resized(self.projector(student), teacher).flatten(1)
-        return (1 - F.cosine_similarity(found, teacher.float().flatten(1), eps=1e-12)).mean()
+        return angle(*fitting(student, teacher, self.projector))
 
 
 FEATURE_LOSSES: dict[str, type[nn.Module]] = {

@@ -115,9 +115,8 @@ def _lessons(config: TeacherConfig, teacher: Teacher, imgsz: int, maps: bool) ->
 
 
 def _wanted(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[int]:
-    """The teacher's layers that a term needs. `gradient` goes through its whole head, whatever weighs nothing."""
-    needed = [pair.teacher for pair in layer_pairs(config, student, teacher_neck)]
-    return list(teacher_neck) if config.method == "gradient" else needed
+    """The teacher's layers that a term needs."""
+    return [pair.teacher for pair in layer_pairs(config, student, teacher_neck)]
 
 
 def layer_pairs(config: FeatureConfig, student: Model, teacher_neck: Sequence[int]) -> list[Pair]:

@@ -203,7 +203,8 @@ def make_distiller(
         _check_teachers_branches(one, opened, student)
         courses.append(Course(one, opened, make_feature_terms(one, student, opened)))
     points = None if sigmas is None else torch.tensor(sigmas, device=device)
-    return Distiller(config, courses, student, points).to(device)
+    made = Distiller(config, courses, student, points)
+    return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _check_branches(config: TeacherConfig, student: Model) -> None:

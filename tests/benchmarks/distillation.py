@@ -101,7 +101,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
 
 METHODS |= {
     f"pooled {name}": (METHODS[name] or {}) | {"pool": 2}
-    for name in ("cwd", "relative at 6 layers", "kl+cwd", "scaled+relative at 6 layers")
+    for name in ("cwd", "mgd", "relative at 6 layers", "kl+cwd", "scaled+relative at 6 layers")
 }
 """Feature maps by means of four positions."""
 

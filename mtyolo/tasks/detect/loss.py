@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from mtyolo.config.training import LossGains
 from mtyolo.geometry import complete_iou
-from mtyolo.structures import Assignment, Targets
+from mtyolo.structures import Assignment, Matches, Targets
 from mtyolo.tasks.anchors import labelled_images
 from mtyolo.tasks.counting import divisor
 from mtyolo.tasks.detect.branch import BOX_VALUES, OBJECTNESS
@@ -20,6 +22,17 @@ from mtyolo.tasks.rows import rows_and_column
 THREE_LEVEL_BALANCE = (4.0, 1.0, 0.4)
 LEVEL_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
 """Weights of the levels' objectness, fine to coarse: for three levels, and for other numbers (official values)."""
+
+
+class Judged(NamedTuple):
+    """A level, as far as the loss looks at it."""
+
+    matches: Matches
+    cells: Tensor  # [N] where they are, as numbers in the order of `rows_of`
+    rows: Tensor  # [N, 5 + classes], what the map says there
+    objectness: Tensor  # [B*H*W*A], everywhere
+    anchors: Tensor  # [A, 2] in cells
+    balance: float  # what objectness weighs at this level
 
 
 def detect_loss(
@@ -36,40 +49,62 @@ def detect_loss(
     Each is a mean over what was judged at a level, summed over levels. Images not labelled for detect add nothing,
     objectness included. A single class has no class loss.
     """
-    flags = labelled_images(targets, "detect", maps[0].shape[0]).to(torch.float32)
-    balance = THREE_LEVEL_BALANCE if len(maps) == len(THREE_LEVEL_BALANCE) else LEVEL_BALANCE
-    sums = torch.zeros(3, device=maps[0].device)
+    levels = []
     for number, (level, matches, stride) in enumerate(zip(maps, assignment.levels, strides, strict=True)):
         cells = match_rows(matches, level.shape)
-        predicted, scores = (values.float() for values in rows_and_column(level, cells, OBJECTNESS))
-        boxes = box_of(predicted[:, :4], (anchors[number] / stride)[matches.anchor])
-        weights = flags[matches.image]
-        weights = weights / divisor(weights.sum())
-        overlap = complete_iou(boxes, matches.box)
-        sums = sums + torch.stack(
-            (
-                ((1 - overlap) * weights).sum(),
-                _objectness_loss(scores, cells, overlap.detach(), flags) * balance[min(number, len(balance) - 1)],
-                _class_loss(predicted[:, BOX_VALUES:], targets.classes[matches.object], weights),
-            )
-        )
-    box, objectness, classes = sums.unbind()
+        rows, objectness = (values.float() for values in rows_and_column(level, cells, OBJECTNESS))
+        balance = level_balance(number, len(maps))
+        levels.append(Judged(matches, cells, rows, objectness, anchors[number] / stride, balance))
+    return judge(levels, targets, labelled_images(targets, "detect", maps[0].shape[0]), gains)
+
+
+def level_balance(number: int, levels: int) -> float:
+    """What objectness weighs at this level of so many."""
+    balance = THREE_LEVEL_BALANCE if levels == len(THREE_LEVEL_BALANCE) else LEVEL_BALANCE
+    return balance[min(number, len(balance) - 1)]
+
+
+def judge(levels: Sequence[Judged], targets: Targets, flags: Tensor, gains: LossGains) -> dict[str, Tensor]:
+    """The loss of some levels, as above. flags: [B] bool, the images that are labelled.
+
+    All levels at once: they hold few values, and what takes time is how often something is asked of them.
+    """
+    flags = flags.to(torch.float32)
+    rows = torch.cat([level.rows for level in levels])
+    sizes = torch.cat([level.anchors[level.matches.anchor] for level in levels])
+    weights = _match_weights([flags[level.matches.image] for level in levels])
+    overlap = complete_iou(box_of(rows[:, :4], sizes), torch.cat([level.matches.box for level in levels]))
+    classes = targets.classes[torch.cat([level.matches.object for level in levels])]
     return {
-        "detect.box": box * gains.box,
-        "detect.objectness": objectness * gains.objectness,
-        "detect.class": classes * gains.classes,
+        "detect.box": ((1 - overlap) * weights).sum() * gains.box,
+        "detect.objectness": _objectness_loss(levels, overlap.detach(), flags) * gains.objectness,
+        "detect.class": _class_loss(rows[:, BOX_VALUES:], classes, weights) * gains.classes,
     }
 
 
-def _objectness_loss(logits: Tensor, cells: Tensor, overlap: Tensor, flags: Tensor) -> Tensor:
+def _match_weights(flags: Sequence[Tensor]) -> Tensor:
+    """[N]: of each match so that a level's sum is a mean over its labelled ones. flags: [n] 0 or 1, a level each."""
+    counts = divisor(torch.stack([level.sum() for level in flags]))
+    return torch.cat([level / count for level, count in zip(flags, counts, strict=True)])
+
+
+def _objectness_loss(levels: Sequence[Judged], overlap: Tensor, flags: Tensor) -> Tensor:
     """Everywhere: how well the box that a cell gives overlaps its object, and zero where there is none.
 
-    logits: [B * cells of an image]. cells: [N] those that matched.
+    overlap: [N] of all levels' matches. flags: [B] 0 or 1.
     """
+    logits = torch.cat([level.objectness for level in levels])
+    starts = accumulate((len(level.objectness) for level in levels), initial=0)
+    cells = torch.cat([level.cells + start for level, start in zip(levels, starts, strict=False)])
     wanted = torch.zeros_like(logits)
     wanted[cells] = overlap.clamp(min=0)[_last_claims(cells, len(wanted))]
-    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").view(len(flags), -1).mean(1)
-    return (losses * flags).sum() / divisor(flags.sum())
+    shares = flags / divisor(flags.sum())
+    rows = [len(level.objectness) // len(flags) for level in levels]  # of an image
+    weights = [
+        (shares * (level.balance / count))[:, None].expand(-1, count).flatten()
+        for level, count in zip(levels, rows, strict=True)
+    ]
+    return F.binary_cross_entropy_with_logits(logits, wanted, torch.cat(weights), reduction="sum")
 
 
 def _last_claims(cell: Tensor, count: int) -> Tensor:

@@ -1,0 +1,103 @@
+"""Derivatives of the detection loss by what the head takes, against autograd through the whole maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from shape_runs import distiller_of, shape_batch, shape_model
+from torch import Tensor
+
+from mtyolo.checkpoint import save_weights
+from mtyolo.distill.feature_terms import detection_loss
+from mtyolo.distill.head_gradients import Side, detection_gradients
+from mtyolo.distill.pictures import drawn
+from mtyolo.model import Model, pixels
+from mtyolo.structures import Batch, Targets
+
+
+@pytest.fixture
+def batch(shapes: Path) -> Batch:
+    return shape_batch(shapes)
+
+
+def whole(model: Model, batch: Batch, targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
+    """What the head takes, fine to coarse, and the loss's derivatives by it, as autograd makes them."""
+    assert batch.images is not None
+    outputs = model(pixels(batch.images))
+    fused = list(outputs.fused.values())
+    loss = detection_loss(model, outputs, targets)
+    return fused, list(torch.autograd.grad(loss, fused, create_graph=True))
+
+
+def gradients(model: Model, features: dict[int, Tensor], targets: Targets) -> list[Tensor]:
+    (found,) = detection_gradients([Side(model, features)], targets)
+    return list(found.values())
+
+
+def some_unlabelled(targets: Targets) -> Targets:
+    targets.labelled = {"detect": torch.tensor([True, False, True, True])}
+    return targets
+
+
+def small_ones(targets: Targets) -> Targets:
+    """Nothing matches at the coarsest level."""
+    targets.boxes_cxcywh[:, 2:] = 0.04
+    return targets
+
+
+def twice(targets: Targets) -> Targets:
+    """Two objects claim the same cells, the second with another class and size."""
+    return Targets(
+        targets.image_index.repeat(2),
+        torch.cat((targets.classes, (targets.classes + 1) % 2)),
+        torch.cat((targets.boxes_cxcywh, targets.boxes_cxcywh * torch.tensor([1, 1, 0.8, 1.2]))),
+        labelled=targets.labelled,
+    )
+
+
+@pytest.mark.parametrize("change", [lambda targets: targets, some_unlabelled, small_ones, twice])
+def test_it_is_what_autograd_makes_and_so_is_its_derivative(change, batch: Batch) -> None:  # type: ignore[no-untyped-def]
+    model, targets = shape_model().eval(), change(batch.targets)
+    fused, expected = whole(model, batch, targets)
+    found = gradients(model, dict(enumerate(fused)), targets)
+    for one, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-8)
+        assert one.any()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pulls = [
+        torch.autograd.grad(
+            sum(g.mul(1e3).square().sum() for g in those), learned, retain_graph=True, allow_unused=True
+        )  # type: ignore[arg-type]
+        for those in (found, expected)
+    ]
+    assert any(pull is not None and pull.any() for pull in pulls[0])
+    for own, wanted in zip(*pulls, strict=True):
+        assert (own is None) == (wanted is None)
+        if own is not None and wanted is not None:
+            torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_features_that_nothing_learns_from_get_a_gradient_without_a_history(batch: Batch) -> None:
+    model = shape_model().eval()
+    fused, expected = whole(model, batch, batch.targets)
+    wanted = expected[1].detach()
+    (found,) = gradients(model.requires_grad_(False), {1: fused[1].detach().half()}, batch.targets)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch: Batch, tmp_path: Path) -> None:
+    """At no level: also where a finer one leads to the coarser."""
+    assert batch.images is not None
+    student = shape_model().eval()
+    weights = str(save_weights(student, tmp_path / "same.safetensors"))
+    distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
+    with distiller.watching(drawn(batch.images)) as seen:
+        outputs = student(pixels(batch.images))
+    (found,) = distiller(student, outputs, seen, batch.targets).values()
+    assert float(found.detach()) == pytest.approx(0, abs=1e-5)
+    learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    pulls = torch.autograd.grad(found, learned, allow_unused=True)
+    assert max(float(pull.abs().max()) for pull in pulls if pull is not None) < 1e-3
