@@ -101,9 +101,14 @@ METHODS: dict[str, dict[str, Any] | None] = {
 
 METHODS |= {
     f"pooled {name}": (METHODS[name] or {}) | {"pool": 2}
-    for name in ("cwd", "mgd", "relative at 6 layers", "kl+cwd", "scaled+relative at 6 layers")
+    for name in ("cwd", "relative at 6 layers", "kl+cwd", "scaled+relative at 6 layers")
 }
 """Feature maps by means of four positions."""
+METHODS |= {
+    f"mgd pooled by {pool}": {"features": [{"method": "mgd", "weight": FEATURES["mgd"] * pool**2}], "pool": pool}
+    for pool in (2, 4)
+}
+"""Its loss is a sum over positions, of which there are fewer."""
 
 
 def test_data() -> Path:
