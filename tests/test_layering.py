@@ -16,7 +16,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("demonstration",),
-    ("api",),
+    ("api", "timing"),
     ("prediction", "exporting", "evaluation", "comparing"),
     ("training",),
     ("opening",),

@@ -20,6 +20,7 @@ COMMANDS = {
     "val": "Judge a model: box, mask and keypoint average precision.",
     "predict": "Find objects in images: drawn pictures and json.",
     "compare": "Runs side by side: their metrics, the gain over others, curves over the epochs.",
+    "bench": "How fast models are here, side by side, on images and on features that are there already.",
     "export": "Write a model to an ONNX file, checked against the model.",
     "extract": "Run a model's frozen extractor once over a data set and store its features.",
     "features": "What a feature store holds, and whether it is intact.",

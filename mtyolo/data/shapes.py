@@ -56,6 +56,11 @@ def make_shapes(folder: str | Path, train: int = 160, val: int = 40, size: int =
     return path
 
 
+def drawn_pictures(count: int, size: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """[size, size, 3] RGB each, of the same kind."""
+    return [np.asarray(_draw_scene(size, np.random.default_rng((seed, number)))[0]) for number in range(count)]
+
+
 def _data_file() -> dict[str, Any]:
     return {
         "path": ".",

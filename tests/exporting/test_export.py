@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from mini_graph import MINI
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
@@ -36,15 +37,6 @@ from mtyolo.prediction.predict import letterboxed
 from mtyolo.structures import Level
 
 SIZE = 64
-MINI: dict[str, Any] = {
-    "nc": 80,
-    "depth_multiple": 1.0,
-    "width_multiple": 1.0,
-    "anchors": [[10, 13, 16, 30], [30, 61, 62, 45], [116, 90, 156, 198]],
-    "backbone": [[-1, 1, "Conv", [8 * 2**level, 3, 2]] for level in range(5)],
-    "head": [[[2, 3, 4], 1, "Detect", ["nc", "anchors"]]],
-}
-"""As few layers as there can be: what an export costs is their number."""
 CONFIDENCE = 0.4
 """So sure is the network below, here and there."""
 
