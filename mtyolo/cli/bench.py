@@ -9,6 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.output import progress_bar, show_table, write_json
+from mtyolo.config.model import LARGEST_SIDE, USUAL_SIDE
 from mtyolo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,15 @@ def bench(
         Path | None,
         typer.Option(help="Pictures to look at, a file or a folder: what is found costs time, too. Default: drawn."),
     ] = None,
-    imgsz: options.ImageSize = None,
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=LARGEST_SIDE,
+            show_default=f"an exported network's, else that of the first model's training, else {USUAL_SIDE}",
+            help="Side of the square network input of all, in pixels; made a multiple of the largest stride.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 1,
     rounds: Annotated[int, typer.Option(min=2, help="How often each is timed, all by turns.")] = 20,
     device: options.Device = "auto",
