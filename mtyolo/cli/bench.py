@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import progress_bar, show_table, write_json
+from mtyolo.cli.output import progress_bar, show_table, spare, write_json
 from mtyolo.config.model import LARGEST_SIDE, USUAL_SIDE
 from mtyolo.errors import ConfigError
 
@@ -66,6 +66,7 @@ def bench(
     from mtyolo.timing.pictures import pictures
     from mtyolo.timing.turns import by_turns
 
+    spare(models, json)
     place = find_device(device)
     opened = [open_to_find(path, trust=trust).to(place).eval() for path in models]
     size = _size(models, opened, imgsz)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import say, show_table, write_json
+from mtyolo.cli.output import say, show_table, spare, write_json
 from mtyolo.config.model import LARGEST_SIDE, USUAL_SIDE
 from mtyolo.errors import ConfigError, MtyoloError
 
@@ -48,17 +48,27 @@ def check(
     from mtyolo.data.report import remarks, report_on
 
     splits, failed = _readable(data, strict)
+    spare([data, *(record.path for one in splits for record in one.records)], json, picture)
     reports = [report_on(one, imgsz) for one in splits]
     said = [*remarks(reports, imgsz), *_shared(splits)]
+    if failed is None and not any(one.name == "train" for one in splits):
+        said.append("there is no train split, and nothing can be trained without one")
     for one in splits:
         if found_wrong := one.problems.summary():
             say(f"{one.name}:\n{found_wrong}")
     for remark in said:
         say(f"warning: {remark}")
-    if splits and not said and not any(one.problems.counts for one in splits):
+    if failed is None and not said and not any(one.problems.counts for one in splits):
         say("nothing wrong was found")
     if json is not None:
-        write_json({"splits": [found.as_dict() for found in reports], "warnings": said}, json)
+        write_json(
+            {
+                "splits": [found.as_dict() for found in reports],
+                "warnings": said,
+                "failed": None if failed is None else str(failed),
+            },
+            json,
+        )
     if str(json) != "-" and reports:
         _show(reports)
     if failed is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import say, show_table, write_json
+from mtyolo.cli.output import say, show_table, spare, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,8 +42,9 @@ def compare(
     json: options.Json = None,
 ) -> None:
     from mtyolo.comparing.gains import compare as side_by_side
-    from mtyolo.comparing.runs import read_runs
+    from mtyolo.comparing.runs import RESULTS, read_runs
 
+    spare((path / RESULTS for path in (*runs, *(against or ()))), json, picture)
     found, bases = read_runs(runs, against or ())
     comparison = side_by_side(found, bases, metrics=metric or (), last=last, seeds=seeds)
     for name in comparison.near_zero:

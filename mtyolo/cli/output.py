@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,17 @@ def write_json(content: Any, path: Path) -> None:
         _write_into(path, text + "\n")
     else:
         write_whole(path, (text + "\n").encode())
+
+
+def spare(read: Iterable[Path], *written: Path | None) -> None:
+    """Before anything is written. Raises MtyoloError for a file that is read, too, or that is to be written twice."""
+    from mtyolo.errors import MtyoloError
+
+    taken = {path.resolve() for path in read}
+    for path in (path for path in written if path is not None and str(path) != "-"):
+        if path.resolve() in taken:
+            raise MtyoloError(f"{path}: would be written over, and is needed; name another file")
+        taken.add(path.resolve())
 
 
 def _is_stream(path: Path) -> bool:

@@ -23,8 +23,11 @@ def say_rehearsal(model: Model, data: Path, **options: Any) -> None:
     from mtyolo.evaluation.validate import validate
     from mtyolo.training.processes import is_first
     from mtyolo.training.records.judging import Judge
+    from mtyolo.training.records.run import refuse_taken
     from mtyolo.training.rehearsal import rehearse
 
+    if options.get("out") is not None:
+        refuse_taken(options["out"])
     found = rehearse(model, data, judge=Judge(validate), **options)
     if not is_first():
         return

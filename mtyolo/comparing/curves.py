@@ -34,12 +34,18 @@ def draw_curves(comparison: Comparison) -> NDArray[np.uint8]:
         for place, line in enumerate(comparison.lines):
             dotted = line in comparison.against.values()
             handles |= _curves(axes, line, metric, f"C{place % 10}", ":" if dotted else "-")
-        axes.set(title=metric, xlabel="epoch")
+        axes.set(title=_plain(metric), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+    names = [_plain(name) for name in handles]
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=columns, fontsize=9)
     figure.set_dpi(DOTS_PER_INCH)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _plain(name: str) -> str:
+    """Not a formula, where it has dollars; and with a mark for what is no letter."""
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _curves(axes: Axes, line: Line, metric: str, colour: str, style: str) -> dict[str, Any]:

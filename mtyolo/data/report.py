@@ -65,7 +65,9 @@ def remarks(reports: Sequence[SplitReport], size: int) -> Iterator[str]:
     yield from _never_learned(reports)
     for found in reports:
         total = found.objects.get("detect", 0)
-        if found.tiny > MANY * total:
+        if not total:
+            yield f"{found.name}: no image has a labelled object; labels are read where docs/data.md says"
+        elif found.tiny > MANY * total:
             yield (
                 f"{found.name}: {found.tiny} of {total} objects are under {TINY} pixels at --imgsz {size}, and hardly "
                 "found; a larger size sees more of them"

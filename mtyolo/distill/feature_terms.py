@@ -72,7 +72,9 @@ class GradientTerm(FeatureTerm):
             )
         source = self._teacher[0].source
         assert isinstance(source, Model)
-        own = {pair.student: seen[pair.student] for pair in self.pairs}
+        # As the branches see it: there balancers ask for gradients.
+        fused = dict(zip(neck_of(model), outputs.fused.values(), strict=True))
+        own = {pair.student: fused[pair.student] for pair in self.pairs}
         theirs = {pair.teacher: lesson.features[pair.teacher] for pair in self.pairs}
         sides = [_before_head(model, own), _before_head(source, theirs)]
         found = [

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtyolo.config.training import LossGains
 from mtyolo.model import Model
-from mtyolo.structures import Targets
+from mtyolo.structures import Matches, Targets
 from mtyolo.tasks import official_gains
 from mtyolo.tasks.anchors import assign, labelled_images
 from mtyolo.tasks.detect.branch import OBJECTNESS, DetectBranch
@@ -37,10 +37,24 @@ def detection_gradients(sides: Sequence[Side], targets: Targets) -> list[dict[in
     """
     with torch.autocast(targets.boxes_cxcywh.device.type, enabled=False):
         heads = [[_head(side.model, level, maps) for level, maps in side.features.items()] for side in sides]
-        judged = [head.judged(targets) for side in heads for head in side]
-        slopes = iter(_slopes(judged, targets, heads[0][0]))
-        found = [[head.back(*next(slopes)) for head in side] for side in heads]
+        all_heads = [head for side in heads for head in side]
+        matched = [head.matched(targets) for head in all_heads]
+        judged = [head.judged(one) for head, one in zip(all_heads, matched, strict=True)]
+        slopes = _slopes(judged, targets, all_heads[0])
+        gradients = iter([h.back(*two, m) for h, two, m in zip(all_heads, slopes, matched, strict=True)])
+        found = [[next(gradients) for _ in side] for side in heads]
     return [dict(zip(side.features, maps, strict=True)) for side, maps in zip(sides, found, strict=True)]
+
+
+class _Matched(NamedTuple):
+    """Where objects matched, and an order in which each anchor's matches lie together: a product for each anchor, where
+    one for all would calculate what nobody looks at."""
+
+    matches: Matches
+    cells: Tensor  # [N] numbers of rows
+    order: Tensor  # [N]
+    counts: list[int]  # of each anchor
+    places: Tensor  # [N] positions, in this order
 
 
 class _Head(NamedTuple):
@@ -59,36 +73,27 @@ class _Head(NamedTuple):
         """[B*H*W, C]."""
         return self.features.flatten(0, 2)
 
-    def judged(self, targets: Targets) -> Judged:
+    def matched(self, targets: Targets) -> _Matched:
         images, height, width, _ = self.features.shape
+        count = len(self.anchors)
         (matches,) = assign([self.anchors], [self.stride], [(height, width)], targets).levels
-        cells = match_rows(matches, (images, len(self.anchors), height, width))
-        anchors = self.anchors / self.stride
-        return Judged(matches, cells, self._rows(cells), self._objectness(), anchors, self.balance)
+        cells = match_rows(matches, (images, count, height, width))
+        order = matches.anchor.argsort()
+        return _Matched(matches, cells, order, matches.anchor.bincount(minlength=count).tolist(), cells[order] // count)
 
-    def _rows(self, cells: Tensor) -> Tensor:
-        order, counts = self._by_anchor(cells)
-        found = rows_at(self.positions, cells[order] // len(self.bias)).split(counts)
+    def judged(self, matched: _Matched) -> Judged:
+        found = rows_at(self.positions, matched.places).split(matched.counts)
         rows = torch.cat([F.linear(*one) for one in zip(found, self.weight, self.bias, strict=True)])
-        return rows[order.argsort()]
+        objectness = F.linear(self.positions, self.weight[:, OBJECTNESS], self.bias[:, OBJECTNESS]).flatten()
+        seen = rows[matched.order.argsort()], objectness
+        return Judged(matched.matches, matched.cells, *seen, self.anchors / self.stride, self.balance)
 
-    def _objectness(self) -> Tensor:
-        return F.linear(self.positions, self.weight[:, OBJECTNESS], self.bias[:, OBJECTNESS]).flatten()
-
-    def back(self, cells: Tensor, by_rows: Tensor, by_objectness: Tensor) -> Tensor:
+    def back(self, by_rows: Tensor, by_objectness: Tensor, matched: _Matched) -> Tensor:
         """[B, C, H, W], from the derivatives by the two."""
-        order, counts = self._by_anchor(cells)
-        slopes = by_rows[order].split(counts)
+        slopes = by_rows[matched.order].split(matched.counts)
         found = torch.cat([rows @ weight for rows, weight in zip(slopes, self.weight, strict=True)])
         everywhere = by_objectness.view(-1, len(self.bias)) @ self.weight[:, OBJECTNESS]
-        gradient = add_rows(everywhere, found, cells[order] // len(self.bias))
-        return gradient.view_as(self.features).movedim(-1, 1)
-
-    def _by_anchor(self, cells: Tensor) -> tuple[Tensor, list[int]]:
-        """An order in which each anchor's rows lie together, and how many these are: a product for each anchor, where
-        one for all would calculate what nobody looks at."""
-        anchor = cells % len(self.bias)
-        return anchor.argsort(), anchor.bincount(minlength=len(self.bias)).tolist()
+        return add_rows(everywhere, found, matched.places).view_as(self.features).movedim(-1, 1)
 
 
 def _head(model: Model, level: int, maps: Tensor) -> _Head:
@@ -108,8 +113,8 @@ def _head(model: Model, level: int, maps: Tensor) -> _Head:
     )
 
 
-def _slopes(levels: Sequence[Judged], targets: Targets, one: _Head) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each: where it matched, and the derivatives by rows and by objectness."""
+def _slopes(levels: Sequence[Judged], targets: Targets, one: _Head) -> list[tuple[Tensor, Tensor]]:
+    """Of each: the derivatives by rows and by objectness."""
     seen = [values for level in levels for values in (level.rows, level.objectness)]
     lead_on = [values.requires_grad for values in seen]
     for values in seen:
@@ -118,4 +123,4 @@ def _slopes(levels: Sequence[Judged], targets: Targets, one: _Head) -> list[tupl
     loss = torch.stack(list(judge(levels, targets, flags, one.gains).values())).sum()
     slopes = torch.autograd.grad(loss, seen, create_graph=True)
     found = [slope if leads else slope.detach() for slope, leads in zip(slopes, lead_on, strict=True)]
-    return list(zip([level.cells for level in levels], found[::2], found[1::2], strict=True))
+    return list(zip(found[::2], found[1::2], strict=True))

@@ -76,6 +76,35 @@ def test_the_first_of_several_errors_is_said(data: Path, capsys: pytest.CaptureF
     assert "first" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_nothing_is_praised_where_something_fails_or_lacks(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = data.with_name("report.json")
+    assert main(["check", str(changed(data, train="images/first")), "--json", str(report)]) == USER_ERROR
+    assert "nothing wrong" not in capsys.readouterr().err
+    assert "images/first" in json.loads(report.read_text())["failed"]
+    annotations = yaml.safe_load(data.read_text())["annotations"]
+    del annotations["train"]
+    assert main(["check", str(changed(data, train=None, annotations=annotations))]) == 0
+    said = capsys.readouterr().err
+    assert "warning: there is no train split" in said
+    assert "nothing wrong" not in said
+
+
+def test_pictures_without_an_object_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(data.parent / "images" / "train")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: train: no image has a labelled object" in said
+    assert "nothing wrong" not in said
+
+
+@pytest.mark.parametrize("option", ["--picture", "--json"])
+def test_what_is_read_is_not_written_over(option: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for taken in (data, next(iter((data.parent / "images" / "train").iterdir()))):
+        before = taken.read_bytes()
+        assert main(["check", str(data), option, str(taken)]) == USER_ERROR
+        assert "would be written over" in capsys.readouterr().err
+        assert taken.read_bytes() == before
+
+
 def test_data_without_any_split_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(changed(data, train=None, val=None, annotations={}))]) == USER_ERROR
     said = capsys.readouterr()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import mtyolo
 from mtyolo.assembly import build
-from mtyolo.cli.main import main
+from mtyolo.cli.main import USER_ERROR, main
 from mtyolo.cli.train import freezing_plan, say_without_effect
 from mtyolo.training.stopping import Interrupted
 
@@ -247,6 +247,13 @@ def test_freeze_det_goes_on_aligning_only_to_a_detector_that_is_still_official(t
     with torch.no_grad():
         model.graph.layers["23"].cv1.bn.running_mean[0] += 1
     assert freezing_plan(path, model, None) == "refine", "a detector that moved understands other features"
+
+
+@pytest.mark.slow
+def test_a_dry_run_where_a_run_is_says_so(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--model", "yolov5n.yaml", "--data", str(shapes), "--out", str(run), *SMALL, "--dry-run"]
+    assert main(arguments) == USER_ERROR
+    assert "a run is already there" in capsys.readouterr().err
 
 
 @pytest.mark.slow

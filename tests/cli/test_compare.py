@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,28 @@ def test_mistakes_are_named(
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert all(word in " ".join(said.split()) for word in words), said
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_that_are_no_formula_and_no_text_are_drawn(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "first").rename(runs / "$\\foo$")
+    with_bytes = runs / os.fsdecode(b"not \xff text")
+    (runs / "se[co]nd").rename(with_bytes)
+    picture = runs.parent / "drawn.png"
+    assert main(["compare", str(runs), "--picture", str(picture), "--json", "-"]) == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+
+
+def test_results_are_not_written_over_and_no_file_twice(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = runs / "first" / "results.csv"
+    before = results.read_bytes()
+    assert main(["compare", str(runs / "first"), "--json", str(results)]) == USER_ERROR
+    assert "results.csv: would be written over" in capsys.readouterr().err
+    assert results.read_bytes() == before
+    assert (
+        main(["compare", str(runs), "--json", str(runs / "one.png"), "--picture", str(runs / "one.png")]) == USER_ERROR
+    )
 
 
 def test_a_table_needs_no_torch(runs: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from mtyolo.cli.main import INTERRUPTED, USER_ERROR, main
 from mtyolo.config.model import shipped_configs
+from mtyolo.data.shapes import make_shapes
 
 DATA = str(shipped_configs() / "yolov5n.yaml")
 """A file that is there; what is wrong is said before it is read."""
@@ -216,6 +217,14 @@ def test_console_script_exits_with_the_code() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("mtyolo: error: nowhere.yaml: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_into_what_is_no_folder_is_refused_as_the_run_would_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = make_shapes(tmp_path / "shapes", train=2, val=1, size=64)
+    arguments = ["train", "--model", "yolov5n.yaml", "--data", shapes, "--imgsz", 64, "--out", shapes, "--dry-run"]
+    assert "the run's folder is a file" in refusal(arguments, capsys)
 
 
 def test_a_dry_run_goes_on_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

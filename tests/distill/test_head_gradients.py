@@ -101,3 +101,15 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch: Batch, tmp_pa
     learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
     pulls = torch.autograd.grad(found, learned, allow_unused=True)
     assert max(float(pull.abs().max()) for pull in pulls if pull is not None) < 1e-3
+
+
+def test_balancers_find_the_term_at_what_the_branches_see(batch: Batch, tmp_path: Path) -> None:
+    assert batch.images is not None
+    student = shape_model()
+    weights = str(save_weights(shape_model(1), tmp_path / "other.safetensors"))
+    distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
+    with distiller.watching(drawn(batch.images)) as seen:
+        outputs = student(pixels(batch.images))
+    (found,) = distiller(student, outputs, seen, batch.targets).values()
+    pulls = torch.autograd.grad(found, list(outputs.fused.values()))
+    assert all(pull.any() for pull in pulls)

@@ -120,7 +120,7 @@ def _last_claims(cell: Tensor, count: int) -> Tensor:
 def _class_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
     """Independent sigmoids: [N, classes], mean over classes, weighted over matches."""
     if logits.shape[1] == 1:
-        return logits.new_zeros(())
+        return logits[:0].sum()  # zero, of which a gradient may be asked
     wanted = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
     return (losses * weights).sum()

@@ -142,14 +142,25 @@ def _lock(lock: TextIO, folder: Path) -> bool:
 def _make_room(folder: Path, *, alone: bool) -> None:
     """What a run left that ended before it, or one of its assistants, had trained at all, goes. alone: is it sure that
     none is still at its start here?"""
-    states = [path for path in (folder / STATE, *folder.glob(f"{ASSISTANTS}/*/{STATE}")) if path.exists()]
-    if any(not alone or _has_trained(path) for path in states):
+    refuse_taken(folder, alone=alone)
+    for path in (state.with_name(name) for state in _states(folder) for name in AT_ITS_START):
+        path.unlink(missing_ok=True)
+
+
+def refuse_taken(folder: Path, *, alone: bool = True) -> None:
+    """Raises ConfigError where a run can not begin, because one has trained there, or a file has this name."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: the run's folder is a file; name another --out (in Python out=)")
+    if any(not alone or _has_trained(path) for path in _states(folder)):
         raise ConfigError(
             f"{folder}: a run is already there; go on with --resume {folder}, or name another --out "
             "(in Python resume=, out=)"
         )
-    for path in (state.with_name(name) for state in states for name in AT_ITS_START):
-        path.unlink(missing_ok=True)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Of a run, and of its assistants."""
+    return [path for path in (folder / STATE, *folder.glob(f"{ASSISTANTS}/*/{STATE}")) if path.exists()]
 
 
 def _has_trained(state: Path) -> bool:
