@@ -44,6 +44,13 @@ def test_json_has_all_numbers_and_models_of_one_name_their_paths(
     assert all(row["ms"] > 0 and row["ms_quartiles"][0] <= row["ms"] for row in found["rows"])
 
 
+def test_a_model_is_not_written_over(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = exported.read_bytes()
+    assert main(["bench", str(exported), "--rounds", "2", "--json", str(exported)]) == USER_ERROR
+    assert "would be written over" in capsys.readouterr().err
+    assert exported.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
