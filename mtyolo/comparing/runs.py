@@ -73,6 +73,8 @@ def read_runs(places: Sequence[Path], against: Sequence[Path] = ()) -> tuple[lis
 
 def _folders(place: Path) -> Iterator[Path]:
     folder = place.parent if place.name == RESULTS else place
+    if folder.is_file():
+        raise ConfigError(f"{place}: is a file; name the run's folder, which holds its {RESULTS}")
     if not folder.is_dir():
         raise ConfigError(
             f"{place}: no such folder (looked at {place.absolute()}); name a run's folder, or one of runs"
@@ -113,7 +115,10 @@ def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Ep
     found: dict[str, float] = {}
     for name, text in row.items():
         if name is None or text is None:
-            raise ConfigError(f"{place}: has another number of values than the first line has names")
+            raise ConfigError(
+                f"{place}: has another number of values than the first line has names; remove this line, or name the "
+                "other runs one by one"
+            )
         if text and name not in WORDS:
             try:
                 value = float(str(text))
@@ -121,5 +126,5 @@ def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Ep
                 raise ConfigError(f"{place}: {name} is {text!r}, no number; is this file a run's?") from None
             found |= {name: value} if math.isfinite(value) else {}
     if "epoch" not in found:
-        raise ConfigError(f"{place}: says no epoch; is this file a run's?")
+        raise ConfigError(f"{place}: says no epoch; is this file a run's? else name the runs one by one")
     return found

@@ -74,6 +74,7 @@ def test_gains_over_next_to_nothing_are_said(runs: Path, capsys: pytest.CaptureF
     ("arguments", "words"),
     [
         (["{runs}/third"], ["third: no such folder", "name a run's folder"]),
+        (["{runs}/first/best.safetensors"], ["best.safetensors: is a file", "name the run's folder"]),
         (["{runs}", "--against", "{runs}/third"], ["third: no such folder"]),
         (["{runs}", "--metric", "detect/ap"], ["'detect/ap'", "did you mean 'detect/AP'?"]),
         (["{runs}", "--picture", "{runs}/curves.pic"], ["curves.pic: pictures are not written with this suffix"]),
@@ -83,6 +84,7 @@ def test_gains_over_next_to_nothing_are_said(runs: Path, capsys: pytest.CaptureF
 def test_mistakes_are_named(
     arguments: list[str], words: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (runs / "first" / "best.safetensors").touch()
     assert main(["compare", *(argument.format(runs=runs) for argument in arguments)]) == USER_ERROR
     said = capsys.readouterr().err
     assert "Traceback" not in said

@@ -73,7 +73,10 @@ def test_what_is_no_run_is_named_with_a_way_out(leave: Leave, tmp_path: Path) ->
     ("text", "message"),
     [
         ("epoch,detect/AP\n0,0.1\n1,much\n", r"results\.csv:3: detect/AP is 'much', no number"),
-        ("epoch,detect/AP\n0,0.1,0.2\n", r"results\.csv:2: has another number of values than the first line has names"),
+        (
+            "epoch,detect/AP\n0,0.1,0.2\n",
+            r"results\.csv:2: has another number of values than the first line has names; remove this line",
+        ),
         ("epoch,detect/AP\n0\n", r"results\.csv:2: has another number of values than the first line has names"),
         ("name,value\n,2\n", r"results\.csv:2: says no epoch; is this file a run's\?"),
         ('epoch\n"0', r"results\.csv: can not be read as a table"),
