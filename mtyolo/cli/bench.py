@@ -62,11 +62,13 @@ def bench(
 ) -> None:
     from mtyolo.device import find_device
     from mtyolo.opening import open_to_find
+    from mtyolo.prediction.sources import find_sources
     from mtyolo.timing.entrants import entrants_of
     from mtyolo.timing.pictures import pictures
     from mtyolo.timing.turns import by_turns
 
-    spare(models, json)
+    photos = [] if images is None else [one.path for one in find_sources(images) if one.path is not None]
+    spare([*models, *photos], json)
     place = find_device(device)
     opened = [open_to_find(path, trust=trust).to(place).eval() for path in models]
     size = _size(models, opened, imgsz)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import progress_bar, say, write_json
+from mtyolo.cli.output import progress_bar, say, spare, write_json
 
 EXAMPLES = (
     "mtyolo val --model yolov5n.pt --data coco_mini.yaml --imgsz 320",
@@ -44,6 +44,7 @@ def val(
     found = find_device(device)
     opened = open_to_judge(model, data, weights=weights, features=features, trust=trust)
     images = load_split(data, split, strict=strict)
+    spare([model, data, *(record.path for record in images.records)], json, pictures)
     if found_wrong := images.problems.summary():
         say(found_wrong)
     loader = None if features is None else stored_batches(opened, images, features, batch)

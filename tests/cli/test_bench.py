@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mini_graph import MINI
+from PIL import Image
 
 import mtyolo
 from mtyolo.cli.main import USER_ERROR, main
@@ -44,11 +45,17 @@ def test_json_has_all_numbers_and_models_of_one_name_their_paths(
     assert all(row["ms"] > 0 and row["ms_quartiles"][0] <= row["ms"] for row in found["rows"])
 
 
-def test_a_model_is_not_written_over(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = exported.read_bytes()
-    assert main(["bench", str(exported), "--rounds", "2", "--json", str(exported)]) == USER_ERROR
-    assert "would be written over" in capsys.readouterr().err
-    assert exported.read_bytes() == before
+def test_no_model_and_no_picture_is_written_over(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    for taken in (exported, photo):
+        before = taken.read_bytes()
+        arguments = ["--images", str(tmp_path), "--rounds", "2", "--json", str(taken)]
+        assert main(["bench", str(exported), *arguments]) == USER_ERROR
+        assert "would be written over" in capsys.readouterr().err
+        assert taken.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mtyolo
 from mtyolo.cli.main import INTERRUPTED, USER_ERROR, main
 from mtyolo.config.model import shipped_configs
 from mtyolo.data.shapes import make_shapes
@@ -217,6 +218,17 @@ def test_console_script_exits_with_the_code() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("mtyolo: error: nowhere.yaml: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--pictures"])
+def test_val_writes_over_nothing_that_it_reads(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = make_shapes(tmp_path / "shapes", train=1, val=1, size=64)
+    (photo,) = (tmp_path / "shapes" / "images" / "val").iterdir()
+    weights = mtyolo.save_weights(mtyolo.build("yolov5n.yaml", data=shapes), tmp_path / "n.safetensors")
+    for taken in (shapes, photo, weights):
+        before = taken.read_bytes()
+        assert "would be written over" in refusal(["val", "--model", weights, "--data", shapes, option, taken], capsys)
+        assert taken.read_bytes() == before
 
 
 def test_a_dry_run_into_what_is_no_folder_is_refused_as_the_run_would_be(
