@@ -67,12 +67,12 @@ def bench(
     from mtyolo.timing.pictures import pictures
     from mtyolo.timing.turns import by_turns
 
-    photos = [] if images is None else [one.path for one in find_sources(images) if one.path is not None]
-    spare([*models, *photos], json)
+    photos = [] if images is None else find_sources(images)
+    spare([*models, *(photo.path for photo in photos if photo.path is not None)], json)
     place = find_device(device)
     opened = [open_to_find(path, trust=trust).to(place).eval() for path in models]
     size = _size(models, opened, imgsz)
-    seen = pictures(images, batch, size).to(place)
+    seen = pictures(photos, batch, size).to(place)
     names = [path.name if [one.name for one in models].count(path.name) == 1 else str(path) for path in models]
     entrants = [one for name, model in zip(names, opened, strict=True) for one in entrants_of(name, model, seen)]
     with progress_bar("bench") as progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtyolo.cli import options
-from mtyolo.cli.output import progress_bar, say, write_json
+from mtyolo.cli.output import progress_bar, say, spare, write_json
 
 if TYPE_CHECKING:
     from mtyolo.data.records import Problems
@@ -44,6 +44,7 @@ def predict(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw what was found.")] = True,
     json: options.Json = None,
 ) -> None:
+    from mtyolo.data.images import IMAGE_SUFFIXES
     from mtyolo.data.records import Problems
     from mtyolo.device import find_device
     from mtyolo.errors import DataError
@@ -51,6 +52,9 @@ def predict(
     from mtyolo.opening import open_to_find
     from mtyolo.prediction.predict import stream
 
+    # No result is a picture: who names one that is there has slipped.
+    slipped = json is not None and json.suffix.lower() in IMAGE_SUFFIXES and json.exists()
+    spare([model, json] if slipped and json else [model], json)
     found = find_device(device)
     opened = open_to_find(model, weights=weights, features=features, trust=trust)
     problems, described, lines = Problems(), [], []

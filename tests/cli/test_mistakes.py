@@ -231,6 +231,15 @@ def test_val_writes_over_nothing_that_it_reads(option: str, tmp_path: Path, caps
         assert taken.read_bytes() == before
 
 
+def test_predict_writes_its_json_over_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_shapes(tmp_path, train=1, val=1, size=64)
+    (photo,) = (tmp_path / "images" / "val").iterdir()
+    before = photo.read_bytes()
+    arguments = ["predict", "--model", "yolov5n.yaml", "--source", photo, "--json", photo]
+    assert "would be written over" in refusal(arguments, capsys)
+    assert photo.read_bytes() == before
+
+
 def test_a_dry_run_into_what_is_no_folder_is_refused_as_the_run_would_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
