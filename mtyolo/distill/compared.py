@@ -14,7 +14,6 @@ from torch import Tensor
 from mtyolo.distill.slopes import Sloped, parts, precision_of, with_slopes
 
 SMALLEST_VARIANCE = 1e-12
-SMALLEST_LENGTH = 1e-12
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of [n, P, C], student's and teacher's, at P positions, summed. The first is overwritten with the derivative by the
@@ -35,11 +34,6 @@ def relative_error(student: Tensor, teacher: Tensor, weight: Tensor | None = Non
 def channel_divergence(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
     """KL(softmax(teacher) || softmax(student)) over positions, a mean over channels and images; the rest as above."""
     return with_slopes(partial(_channel_divergence, teacher=teacher), *_given(student, weight))
-
-
-def angle(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
-    """1 - cosine of each image's maps as one vector, a mean over images; the rest as above."""
-    return with_slopes(partial(_angle, teacher=teacher), *_given(student, weight))
 
 
 def _given(student: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
@@ -65,10 +59,6 @@ def _relative_error(student: Tensor, weight: Tensor | None = None, *, teacher: T
 
 def _channel_divergence(student: Tensor, weight: Tensor | None = None, *, teacher: Tensor) -> Sloped:
     return _walked(student, weight, teacher, _divergence, lambda: 1 / (teacher.shape[0] * teacher.shape[1]))
-
-
-def _angle(student: Tensor, weight: Tensor | None = None, *, teacher: Tensor) -> Sloped:
-    return _walked(student, weight, teacher, _turned, lambda: 1 / len(teacher))
 
 
 def _walked(
@@ -116,17 +106,6 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     total = (_to_softmax(student) - _to_softmax(teacher)).sum() + torch.dot(teacher.flatten(), apart.flatten())
     student.sub_(teacher)
     return total
-
-
-def _turned(student: Tensor, teacher: Tensor) -> Tensor:
-    """What has no length has no direction, and is not told any."""
-    own, other = (torch.linalg.vector_norm(maps, dim=(1, 2), keepdim=True) for maps in (student, teacher))
-    there = (own > SMALLEST_LENGTH) & (other > SMALLEST_LENGTH)
-    own, other = own.clamp(min=SMALLEST_LENGTH), other.clamp(min=SMALLEST_LENGTH)
-    teacher.div_(other)
-    cosine = torch.linalg.vecdot(student.flatten(1), teacher.flatten(1))[:, None, None] / own
-    student.mul_(there * cosine / own**2).sub_(teacher.mul_(there / own))
-    return (1 - cosine).sum()
 
 
 def _to_softmax(values: Tensor) -> Tensor:

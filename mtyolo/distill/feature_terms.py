@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from mtyolo.config.distill import FeatureConfig, TeacherConfig
 from mtyolo.config.training import LossGains
-from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS, pooled
+from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS, SUMMED, pooled
 from mtyolo.distill.head_gradients import Side, detection_gradients
 from mtyolo.distill.lessons import Opened, Pair, layer_pairs
+from mtyolo.distill.low_rank import LowRank
 from mtyolo.distill.teachers import Lesson, Teacher, layer_of, neck_of, replaced_layers
 from mtyolo.errors import ConfigError
 from mtyolo.model import Model
 from mtyolo.structures import Outputs, Targets
 from mtyolo.tasks import compute_losses, official_gains
+
+Compared = Tensor | LowRank
 
 
 class FeatureTerm(nn.Module):
@@ -40,7 +43,7 @@ class FeatureTerm(nn.Module):
         found = {number: pooled(seen[number].float(), self.pool) for number in dict.fromkeys(self.student_layers)}
         return self._sum(found, lesson.features)
 
-    def _sum(self, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor]) -> Tensor:
+    def _sum(self, student: Mapping[int, Compared], teacher: Mapping[int, Compared]) -> Tensor:
         values = [
             pair.weight * loss(student[pair.student], teacher[pair.teacher])
             for pair, loss in zip(self.pairs, self.losses, strict=True)
@@ -62,8 +65,6 @@ class GradientTerm(FeatureTerm):
     def forward(
         self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], lesson: Lesson, targets: Targets
     ) -> Tensor:
-        if not bool(targets.labelled["detect"].any()) or not len(targets.classes):
-            return outputs.detect[0].new_zeros(())
         still = [pair.student for pair in self.pairs if not seen[pair.student].requires_grad]
         if still:
             raise ConfigError(
@@ -72,22 +73,15 @@ class GradientTerm(FeatureTerm):
             )
         source = self._teacher[0].source
         assert isinstance(source, Model)
-        # As the branches see it: there balancers ask for gradients.
-        fused = dict(zip(neck_of(model), outputs.fused.values(), strict=True))
-        own = {pair.student: fused[pair.student] for pair in self.pairs}
-        theirs = {pair.teacher: lesson.features[pair.teacher] for pair in self.pairs}
-        sides = [_before_head(model, own), _before_head(source, theirs)]
-        found = [
-            dict(zip(layers, gradients.values(), strict=True))
-            for layers, gradients in zip((own, theirs), detection_gradients(sides, targets), strict=True)
-        ]
-        return self._sum(*found)
-
-
-def _before_head(model: Model, features: Mapping[int, Tensor]) -> Side:
-    """features: by number of layer."""
-    neck = neck_of(model)
-    return Side(model, {neck.index(number): maps for number, maps in features.items()})
+        own, theirs = neck_of(model), neck_of(source)
+        # The student's raw maps lead to what the branches see, where balancers ask for gradients.
+        raw = {own.index(pair.student): outputs.detect[own.index(pair.student)] for pair in self.pairs}
+        taken = {theirs.index(pair.teacher): lesson.features[pair.teacher] for pair in self.pairs}
+        found, wanted = detection_gradients([Side(model, raw, raw=True), Side(source, taken)], targets)
+        return self._sum(
+            {own[level]: gradient for level, gradient in found.items()},
+            {theirs[level]: gradient for level, gradient in wanted.items()},
+        )
 
 
 def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:
@@ -110,6 +104,7 @@ def _term(config: FeatureConfig, teacher: TeacherConfig, student: Model, opened:
             "names them with the teacher itself fill another folder"
         )
     scale = PUBLISHED_WEIGHTS[config.method] if config.weight is None else config.weight
+    scale *= teacher.pool**2 if config.method in SUMMED else 1
     found = layer_pairs(config, student, opened.neck)
     pairs = [pair._replace(weight=pair.weight * scale) for pair in found]
     losses = []

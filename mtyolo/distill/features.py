@@ -1,8 +1,9 @@
 """Losses between feature maps of student and teacher. Each is a small module that brings along what it must learn.
 
-All take the student's map [B, C, h, w] and the teacher's [B, C', H, W], which may be in half precision; the student's
-is projected to the teacher's channels by a 1x1 convolution where they differ, and resized bilinearly where sizes
-differ. What is learned here trains with the student and stays behind when the student is saved.
+All take the student's map [B, C, h, w] and the teacher's [B, C', H, W], which may be in half precision, and gradients
+as what they are made of. The student's is projected to the teacher's channels by a 1x1 convolution where they differ,
+and resized bilinearly where sizes differ. What is learned here trains with the student and stays behind when the
+student is saved.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtyolo.distill.compared import angle, channel_divergence, mean_square, relative_error
+from mtyolo.distill.compared import channel_divergence, mean_square, relative_error
+from mtyolo.distill.low_rank import LowRank, angle
 
 CWD_TEMPERATURE = 1.0
 """For necks of detectors, in the authors' configurations; for segmentation logits they take 4."""
@@ -103,24 +105,38 @@ class MaskedGeneration(nn.Module):
         self.masked = masked
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        found = resized(self.projector(student), teacher)
+        found = resized(student, teacher)
         shown = torch.rand(found[:, :1].shape, device=found.device) >= self.masked
-        return (self.generator(found * shown) - teacher.float()).square().sum((1, 2, 3)).mean()
+        _, activation, last = self.generator
+        made = last(activation(self._first(found * shown)))
+        return mean_square(made, teacher) * teacher[0].numel()
+
+    def _first(self, student: Tensor) -> Tensor:
+        """Projection and first convolution. A student has fewer channels than its teacher in most cases: then the
+        convolution is multiplied with the projector once, and not each position."""
+        convolution, projector = self.generator[0], self.projector
+        assert isinstance(convolution, nn.Conv2d)
+        if not isinstance(projector, Projector) or projector.in_channels > projector.out_channels:
+            return convolution(projector(student))  # type: ignore[no-any-return]
+        weight = F.linear(convolution.weight.movedim(1, -1), projector.weight.flatten(1).t()).movedim(-1, 1)
+        return F.conv2d(student, weight, convolution.bias, padding=convolution.padding)
 
 
 class GradientSimilarity(nn.Module):
-    """1 - cosine of two gradients, each image's as one vector, a mean over images.
+    """1 - cosine of two gradients, each image's as one vector, a mean over the images that have any.
 
-    To be called with the gradients of the task loss on the features, not with the features: what a model would change
-    says what it looks at. Du et al. 2018, arXiv:1812.02224, for the cosine as a measure of agreement.
+    Of the task loss by the features: what a model would change says what it looks at. Du et al. 2018, arXiv:1812.02224,
+    for the cosine as a measure of agreement.
     """
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
         self.projector = make_projector(student, teacher)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return angle(*fitting(student, teacher, self.projector))
+    def forward(self, student: LowRank, teacher: LowRank) -> Tensor:
+        weight = self.projector.weight.flatten(1) if isinstance(self.projector, Projector) else None
+        with torch.autocast(teacher.rows.device.type, enabled=False):
+            return angle(student.projected(weight), teacher)
 
 
 FEATURE_LOSSES: dict[str, type[nn.Module]] = {
@@ -143,6 +159,8 @@ PUBLISHED_WEIGHTS = {
     "gradient": 1.0,
 }
 """What authors multiply their loss with: attention transfer's beta (over mean squares), CWD and MGD on detectors."""
+SUMMED = {"mgd"}
+"""Over positions: where maps are pooled, each counts as those that it stands for."""
 
 
 class Projector(nn.Conv2d):

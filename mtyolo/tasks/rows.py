@@ -31,12 +31,6 @@ def rows_and_column(level: Tensor, numbers: Tensor, column: int) -> tuple[Tensor
     return picked, whole
 
 
-def add_rows(level: Tensor, picked: Tensor, numbers: Tensor) -> Tensor:
-    """The map, which is written to, with rows [N, values] added at these numbers, which may repeat."""
-    added: Tensor = _Added.apply(level, picked, numbers)
-    return added
-
-
 def gathered(level: Tensor) -> Tensor:
     """The same map, for several losses: one map of gradient for all rows that they take from what is returned.
 
@@ -90,19 +84,6 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         picked, whole = _picked(gradient, ctx.saved_tensors[0], ctx.column)
         return picked, whole, None, None, None
-
-
-class _Added(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, level: Tensor, picked: Tensor, numbers: Tensor) -> Tensor:
-        ctx.save_for_backward(numbers)
-        ctx.mark_dirty(level)
-        _add(level, (numbers, None), (picked, None))
-        return level
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradient, rows_at(gradient, ctx.saved_tensors[0]), None
 
 
 class _Gathered(torch.autograd.Function):

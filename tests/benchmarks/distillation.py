@@ -105,10 +105,9 @@ METHODS |= {
 }
 """Feature maps by means of four positions."""
 METHODS |= {
-    f"mgd pooled by {pool}": {"features": [{"method": "mgd", "weight": FEATURES["mgd"] * pool**2}], "pool": pool}
+    f"mgd pooled by {pool}": {"features": [{"method": "mgd", "weight": FEATURES["mgd"]}], "pool": pool}
     for pool in (2, 4)
 }
-"""Its loss is a sum over positions, of which there are fewer."""
 
 
 def test_data() -> Path:

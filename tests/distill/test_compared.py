@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtyolo.distill.compared import Spread, angle, channel_divergence, mean_square, relative_error
+from mtyolo.distill.compared import Spread, channel_divergence, mean_square, relative_error
 
 BATCH, CHANNELS, WIDER, SIDE = 3, 4, 6, (5, 7)
 
@@ -23,15 +23,10 @@ def plain_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - found)).sum() / (student.shape[0] * student.shape[1])
 
 
-def plain_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    return (1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1))).mean()
-
-
 PLAIN: dict[str, tuple[Comparison, Callable[[Tensor, Tensor], Tensor]]] = {
     "mean square": (mean_square, F.mse_loss),
     "relative": (relative_error, lambda student, teacher: F.mse_loss(student, teacher) / teacher.var()),
     "divergence": (channel_divergence, plain_divergence),
-    "angle": (angle, plain_angle),
 }
 
 
@@ -148,16 +143,3 @@ def test_spread_of_uneven_parts_is_the_variance_even_far_from_zero() -> None:
     for part in values.split([700, 200, 100]):
         spread.add(part)
     assert float(spread.variance) == pytest.approx(float(values.double().var()), rel=1e-4)
-
-
-def test_what_has_no_length_is_told_no_direction() -> None:
-    """The first image's is the student's, the second's the teacher's."""
-    student, teacher = maps(0, CHANNELS), maps(1, CHANNELS)
-    student[0], teacher[1] = 0, 0
-    student.requires_grad_()
-    found = angle(student, teacher)
-    found.backward()
-    last = 1 - F.cosine_similarity(student[2].detach().flatten(), teacher[2].flatten(), dim=0)
-    assert float(found.detach()) == pytest.approx((2 + float(last)) / 3)
-    assert student.grad is not None
-    assert [bool(image.any()) for image in student.grad] == [False, False, True]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from shape_runs import distiller_of, shape_batch, shape_model
+from test_low_rank import written_out
 from torch import Tensor
 
 from mtyolo.checkpoint import save_weights
@@ -22,18 +23,21 @@ def batch(shapes: Path) -> Batch:
     return shape_batch(shapes)
 
 
-def whole(model: Model, batch: Batch, targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-    """What the head takes, fine to coarse, and the loss's derivatives by it, as autograd makes them."""
+def whole(model: Model, batch: Batch, targets: Targets) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What the head takes, fine to coarse, what it makes, and the loss's derivatives by the first, of autograd."""
     assert batch.images is not None
     outputs = model(pixels(batch.images))
     fused = list(outputs.fused.values())
     loss = detection_loss(model, outputs, targets)
-    return fused, list(torch.autograd.grad(loss, fused, create_graph=True))
+    return fused, list(outputs.detect), list(torch.autograd.grad(loss, fused, create_graph=True))
 
 
-def gradients(model: Model, features: dict[int, Tensor], targets: Targets) -> list[Tensor]:
-    (found,) = detection_gradients([Side(model, features)], targets)
-    return list(found.values())
+def gradients(side: Side, targets: Targets) -> list[Tensor]:
+    """Written out, as maps."""
+    (found,) = detection_gradients([side], targets)
+    return [
+        written_out(maps).movedim(1, -1).unflatten(-1, side.levels[level].shape[2:4]) for level, maps in found.items()
+    ]
 
 
 def some_unlabelled(targets: Targets) -> Targets:
@@ -57,11 +61,12 @@ def twice(targets: Targets) -> Targets:
     )
 
 
+@pytest.mark.parametrize("raw", [False, True], ids=["from features", "from raw maps"])
 @pytest.mark.parametrize("change", [lambda targets: targets, some_unlabelled, small_ones, twice])
-def test_it_is_what_autograd_makes_and_so_is_its_derivative(change, batch: Batch) -> None:  # type: ignore[no-untyped-def]
+def test_it_is_what_autograd_makes_and_so_is_its_derivative(change, raw: bool, batch: Batch) -> None:  # type: ignore[no-untyped-def]
     model, targets = shape_model().eval(), change(batch.targets)
-    fused, expected = whole(model, batch, targets)
-    found = gradients(model, dict(enumerate(fused)), targets)
+    fused, maps, expected = whole(model, batch, targets)
+    found = gradients(Side(model, dict(enumerate(maps if raw else fused)), raw), targets)
     for one, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-8)
         assert one.any()
@@ -81,9 +86,9 @@ def test_it_is_what_autograd_makes_and_so_is_its_derivative(change, batch: Batch
 
 def test_features_that_nothing_learns_from_get_a_gradient_without_a_history(batch: Batch) -> None:
     model = shape_model().eval()
-    fused, expected = whole(model, batch, batch.targets)
+    fused, _, expected = whole(model, batch, batch.targets)
     wanted = expected[1].detach()
-    (found,) = gradients(model.requires_grad_(False), {1: fused[1].detach().half()}, batch.targets)
+    (found,) = gradients(Side(model.requires_grad_(False), {1: fused[1].detach().half()}), batch.targets)
     assert not found.requires_grad
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=1e-3 * float(wanted.abs().max()))
 
