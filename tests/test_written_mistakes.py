@@ -45,6 +45,11 @@ FEATURES = "stages.0.distill.teachers.0.features"
         ({"augment": "no!"}, "stages.0.augment: Input should be a valid boolean or a valid dictionary, got 'no!'"),
         ({"train": [3]}, "stages.0.train.0: Input should be a valid string, got 3"),
         ({"lr_scale": {"bool": "x", "a-b": 1}}, "stages.0.lr_scale.bool: Input should be a valid number, got 'x'"),
+        (
+            teacher(weights=""),
+            "stages.0.distill.teachers.0.weights: a path is expected, got an empty text; name a file or folder, or "
+            "leave the key out",
+        ),
         ({"epochs": True}, "stages.0.epochs: a number is expected, got True"),
         ({"tasks": []}, "stages.0.tasks: List should have at least 1 item after validation, not 0, got []"),
         (

@@ -50,7 +50,7 @@ def check(
     splits, failed = _readable(data, strict)
     spare([data, *(record.path for one in splits for record in one.records)], json, picture)
     reports = [report_on(one, imgsz) for one in splits]
-    said = [*remarks(reports, imgsz), *_shared(splits)]
+    said = [*remarks(reports, imgsz), *_copies(splits), *_shared(splits)]
     if failed is None and not any(one.name == "train" for one in splits):
         said.append("there is no train split, and nothing can be trained without one")
     for one in splits:
@@ -89,6 +89,15 @@ def _readable(data: Path, strict: bool) -> tuple[list[Split], MtyoloError | None
         except MtyoloError as error:
             failed = failed or error
     return found, failed
+
+
+def _copies(splits: Sequence[Split]) -> Iterator[str]:
+    from mtyolo.data.report import copies
+
+    for one in splits:
+        if pairs := copies(one):
+            many, (path, twin) = f"{len(pairs)} picture{'s' * (len(pairs) > 1)}", pairs[0]
+            yield f"{many} of {one.name} there once more, first {path} as {twin}: what they show counts so often"
 
 
 def _shared(splits: Sequence[Split]) -> Iterator[str]:

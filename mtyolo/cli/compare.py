@@ -45,8 +45,10 @@ def compare(
     from mtyolo.comparing.runs import RESULTS, read_runs
 
     spare((path / RESULTS for path in (*runs, *(against or ()))), json, picture)
-    found, bases = read_runs(runs, against or ())
-    comparison = side_by_side(found, bases, metrics=metric or (), last=last, seeds=seeds)
+    found = read_runs(runs, against or ())
+    for damaged in found.left_out:
+        say(f"warning: left out: {damaged}")
+    comparison = side_by_side(found.runs, found.against, metrics=metric or (), last=last, seeds=seeds)
     for name in comparison.near_zero:
         say(
             f"warning: {name} of {comparison.against[name].name} is next to nothing, and Δm counts what is gained over "

@@ -6,9 +6,10 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mtyolo.errors import ConfigError
 
@@ -55,23 +56,35 @@ class RunResults:
 
     @property
     def kin(self) -> str:
-        """Its name without that number."""
-        return SEED.sub("", self.name) or self.name
+        """Its name without that number; `*` where it is nothing else."""
+        return SEED.sub("", self.name).rstrip("/") or "*"
 
 
-def read_runs(places: Sequence[Path], against: Sequence[Path] = ()) -> tuple[list[RunResults], list[RunResults]]:
+class FoundRuns(NamedTuple):
+    """left_out: why runs that a folder holds are not among them."""
+
+    runs: list[RunResults]
+    against: list[RunResults]
+    left_out: list[str]
+
+
+def read_runs(places: Sequence[Path], against: Sequence[Path] = ()) -> FoundRuns:
     """Those at `places`, which are folders of runs, or folders that hold some; and those at `against`, likewise.
 
-    Raises ConfigError naming what is no run, or file and line of what is no result.
+    Raises ConfigError naming what is no run, or file and line of what is no result; in a folder of several, such a one
+    is left out.
     """
-    groups = [list(dict.fromkeys(folder for place in some for folder in _folders(place))) for some in (places, against)]
+    there = [[_folders(place) for place in some] for some in (places, against)]
+    groups = [list(dict.fromkeys(folder for folders, _ in some for folder in folders)) for some in there]
+    left_out = dict.fromkeys(reason for some in there for _, reasons in some for reason in reasons)
     names = _names([folder for group in groups for folder in group])
     found = {folder: RunResults(name, _begun(folder / RESULTS)) for folder, name in names.items()}
     runs, others = ([found[folder] for folder in group] for group in groups)
-    return runs, others
+    return FoundRuns(runs, others, list(left_out))
 
 
-def _folders(place: Path) -> Iterator[Path]:
+def _folders(place: Path) -> tuple[list[Path], list[str]]:
+    """Of the runs at a place, and why others there are left out."""
     folder = place.parent if place.name == RESULTS else place
     if folder.is_file():
         raise ConfigError(f"{place}: is a file; name the run's folder, which holds its {RESULTS}")
@@ -80,13 +93,18 @@ def _folders(place: Path) -> Iterator[Path]:
             f"{place}: no such folder (looked at {place.absolute()}); name a run's folder, or one of runs"
         )
     if (folder / RESULTS).is_file():
-        yield folder.resolve()
-        return
+        return [folder.resolve()], []
     found = sorted(path for path in folder.glob(f"**/{RESULTS}") if path.parent.parent.name != ASSISTANTS)
-    begun = [path.parent.resolve() for path in found if read_epochs(path)]
+    begun, damaged = [], []
+    for path in found:
+        try:
+            begun += [path.parent.resolve()] if read_epochs(path) else []
+        except ConfigError as error:
+            damaged.append(str(error))
     if not begun:
-        raise ConfigError(f"{folder}: no run has ended an epoch there: it holds no {RESULTS}, nor does a folder in it")
-    yield from begun
+        none = f"{folder}: no run has ended an epoch there: it holds no {RESULTS}, nor does a folder in it"
+        raise ConfigError(damaged[0] if damaged else none)
+    return begun, damaged
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -116,8 +134,8 @@ def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Ep
     for name, text in row.items():
         if name is None or text is None:
             raise ConfigError(
-                f"{place}: has another number of values than the first line has names; remove this line, or name the "
-                "other runs one by one"
+                f"{place}: has another number of values than the first line has names; remove this line, or leave the "
+                "run out"
             )
         if text and name not in WORDS:
             try:
@@ -126,5 +144,5 @@ def _numbers(row: Mapping[str | None, str | list[str] | None], place: str) -> Ep
                 raise ConfigError(f"{place}: {name} is {text!r}, no number; is this file a run's?") from None
             found |= {name: value} if math.isfinite(value) else {}
     if "epoch" not in found:
-        raise ConfigError(f"{place}: says no epoch; is this file a run's? else name the runs one by one")
+        raise ConfigError(f"{place}: says no epoch; is this file a run's?")
     return found

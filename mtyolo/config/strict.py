@@ -19,6 +19,8 @@ def _no_truth(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
+    if value == "":
+        raise ValueError("a path is expected, got an empty text; name a file or folder, or leave the key out")
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -98,6 +98,14 @@ def shared_pictures(one: Split, other: Split) -> list[tuple[Path, Path]]:
     return [(path, twin) for path, twin in pairs if twin is not None]
 
 
+def copies(split: Split) -> list[tuple[Path, Path]]:
+    """Pictures that are another of the same split once more, byte by byte, and that other."""
+    first: dict[bytes, Path] = {}
+    same = (paths for paths in _by_length(split.records).values() if len(paths) > 1)
+    pairs = [(path, first.setdefault(_digest(path), path)) for paths in same for path in paths]
+    return [(path, twin) for path, twin in pairs if path != twin]
+
+
 def _showing(labels: Labels, task: str) -> int:
     if task not in labels.labelled:
         return 0

@@ -95,6 +95,7 @@ def stage_epochs(plan: PlanConfig, config: TrainConfig) -> list[int]:
     given = [stage.epochs for stage in plan.stages]
     if config.freeze_epochs is not None:
         given[0] = config.freeze_epochs
+        _refuse_beyond(config.freeze_epochs, given, config.epochs)
     reached = 0.0
     for number, stage in enumerate(plan.stages):
         if given[number] is None and stage.share is not None:
@@ -107,6 +108,17 @@ def stage_epochs(plan: PlanConfig, config: TrainConfig) -> list[int]:
         # Whole epochs: the later stages get the remainder.
         given[number] = max(1, (left + position) // len(open_stages))
     return [epochs or 1 for epochs in given]
+
+
+def _refuse_beyond(first: int, given: Sequence[int | None], epochs: int) -> None:
+    """The first stage's, where nothing of the run's would be left for what has no epochs of its own."""
+    others = given[1:].count(None)
+    if first + others > epochs and (others or len(given) == 1):
+        rest = f" and leave none to {others} more stage{'s' * (others > 1)}" if others and first <= epochs else ""
+        raise ConfigError(
+            f"freeze_epochs: {first} are the first stage's{rest}, but the run has {epochs}; give --freeze-epochs less, "
+            "or --epochs more (in Python, freeze_epochs and epochs of the configuration)"
+        )
 
 
 def freeze(model: nn.Module, stage: Stage) -> None:

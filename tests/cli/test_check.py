@@ -64,6 +64,15 @@ def test_what_is_wrong_is_said_by_split(data: Path, capsys: pytest.CaptureFixtur
     assert "77" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_picture_that_is_there_twice_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *_, last = sorted((data.parent / "images" / "train").iterdir())
+    shutil.copy(first, last)
+    assert main(["check", str(data)]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: 1 picture of train there once more, first {last} as {first}" in said
+    assert "nothing wrong" not in said
+
+
 def test_splits_that_can_be_read_are_shown_before_the_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(changed(data, test="images/nowhere"))]) == USER_ERROR
     said = capsys.readouterr()

@@ -44,6 +44,15 @@ def test_a_table_is_whole_in_a_narrow_terminal(
     assert "│ se[co]nd │     1 │     0.300 │      0.075 │       0.000 │ -25.0 % │" in capsys.readouterr().out
 
 
+def test_a_damaged_run_is_said_to_be_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "third").mkdir()
+    (runs / "third/results.csv").write_text(f"{HEAD}1,joint\n")
+    assert main(["compare", str(runs)]) == 0
+    said = capsys.readouterr()
+    assert f"warning: left out: {runs / 'third/results.csv'}:2: has another number of values" in said.err
+    assert "third" not in said.out
+
+
 def test_the_last_epoch_where_asked_for_and_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = runs / "curves.png"
     options = ["--last", "--against", str(runs / "first"), "--picture", str(picture)]

@@ -244,8 +244,11 @@ def test_a_dry_run_into_what_is_no_folder_is_refused_as_the_run_would_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = make_shapes(tmp_path / "shapes", train=2, val=1, size=64)
-    arguments = ["train", "--model", "yolov5n.yaml", "--data", shapes, "--imgsz", 64, "--out", shapes, "--dry-run"]
-    assert "the run's folder is a file" in refusal(arguments, capsys)
+    arguments = ["train", "--model", "yolov5n.yaml", "--data", shapes, "--imgsz", 64, "--dry-run", "--out"]
+    assert "the run's folder is a file" in refusal([*arguments, shapes], capsys)
+    assert f"{shapes / 'a' / 'b'}: {shapes} is a file; name another --out" in refusal(
+        [*arguments, shapes / "a" / "b"], capsys
+    )
 
 
 def test_a_dry_run_goes_on_with_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from mtyolo.errors import ConfigError
 
 
 def compared(places: Sequence[Path], against: Sequence[Path] = (), **options: Any) -> Comparison:
-    return compare(*read_runs(places, against), **options)
+    found = read_runs(places, against)
+    return compare(found.runs, found.against, **options)
 
 
 def gains(comparison: Comparison) -> dict[str, float | None]:

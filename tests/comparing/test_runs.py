@@ -14,7 +14,7 @@ from mtyolo.errors import ConfigError
 def test_the_best_epoch_is_the_one_whose_weights_are_kept(leave: Leave) -> None:
     """Number 0 is from before training, and leaves none."""
     folder = leave("run", *({"detect/AP": value} for value in (0.5, 0.1, 0.3, 0.2)))
-    ((run,), _) = read_runs([folder])
+    ((run,), *_) = read_runs([folder])
     assert run.best["epoch"] == 2
     assert run.last["epoch"] == 3
 
@@ -26,7 +26,7 @@ def test_what_is_no_number_is_not_known(tmp_path: Path) -> None:
 
 
 def test_without_validation_the_last_epoch_counts(leave: Leave) -> None:
-    ((run,), _) = read_runs([leave("run", {}, {}, {})])
+    ((run,), *_) = read_runs([leave("run", {}, {}, {})])
     assert run.best is run.last
 
 
@@ -34,7 +34,7 @@ def test_a_folder_of_runs_stands_for_those_that_have_begun(leave: Leave, tmp_pat
     for name in ("b", "a", "a/assistants/medium", "more/c"):
         leave(name, {"detect/AP": 0.1})
     leave("fresh")
-    runs, others = read_runs([tmp_path, tmp_path / "a"], [tmp_path / "b/results.csv"])
+    runs, others, _ = read_runs([tmp_path, tmp_path / "a"], [tmp_path / "b/results.csv"])
     assert [run.name for run in runs] == ["a", "b", "more/c"], "each once, without assistants"
     assert others == [runs[1]]
 
@@ -51,7 +51,8 @@ def test_an_assistant_can_be_named_itself(leave: Leave) -> None:
         ("fixed_seed12", "fixed", 12),
         ("train2", "train", 2),
         ("train", "train", None),
-        ("7", "7", 7),
+        ("7", "*", 7),
+        ("fixed/3", "fixed", 3),
     ],
 )
 def test_seeds_are_read_from_names(name: str, kin: str, seed: int | None) -> None:
@@ -67,6 +68,23 @@ def test_what_is_no_run_is_named_with_a_way_out(leave: Leave, tmp_path: Path) ->
         read_runs([tmp_path / "empty"])
     with pytest.raises(ConfigError, match=r"results\.csv: has no epoch yet; wait until one has ended"):
         read_runs([leave("fresh")])
+
+
+def test_a_damaged_run_in_a_folder_of_others_is_left_out(leave: Leave, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        leave(f"runs/{name}", {"detect/AP": 0.1})
+    damaged = tmp_path / "runs/b/results.csv"
+    damaged.write_text("epoch\n1,2,3\n")
+    runs, _, left_out = read_runs([tmp_path / "runs"])
+    assert [run.name for run in runs] == ["a", "c"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"{damaged}:2: has another number of values")
+    with pytest.raises(ConfigError, match=r"results\.csv:2: has another number of values"):
+        read_runs([damaged.parent])
+    for name in ("a", "c"):
+        (tmp_path / "runs" / name / "results.csv").write_text("epoch\n1,2,3\n")
+    with pytest.raises(ConfigError, match=r"a/results\.csv:2: has another number of values"):
+        read_runs([tmp_path / "runs"])
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,48 @@ def test_a_folder_in_place_of_the_json_is_named(tmp_path: Path) -> None:
         load_split(config, "train")
 
 
+def at(*corners: list[float]) -> list[dict[str, Any]]:
+    return [BOX | {"id": number, "bbox": list(one)} for number, one in enumerate(corners, 1)]
+
+
+CORNERS = [[10, 10, 30, 40], [5, 50, 70, 79], [60, 20, 99, 60], [1, 1, 99.5, 80], [40, 40, 60, 60]]
+
+
+def test_boxes_written_as_two_corners_are_named(tmp_path: Path) -> None:
+    found = load(tmp_path, annotations=at(*CORNERS)).problems
+    assert list(found.counts) == ["file whose boxes look like two corners"]
+    assert "3 of 5 would leave their image, as two corners none; write width and height" in found.summary()
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        CORNERS[:4],
+        [*CORNERS, [70, 10, 20, 60]],
+        [*CORNERS, [10, 70, 60, 20]],
+        [[10, 10, 30, 40], [5, 20, 70, 50], [1, 2, 80, 70], [3, 3, 90, 70], [20, 20, 60, 55]],
+        [*CORNERS, [10, 10, 104, 40]],
+    ],
+    ids=["too few to tell", "no corners by width", "no corners by height", "inside", "beyond as corners"],
+)
+def test_other_boxes_are_not(boxes: list[list[float]], tmp_path: Path) -> None:
+    assert not load(tmp_path, annotations=at(*boxes)).problems.counts
+
+
+@pytest.mark.parametrize("strange", [10**400, "x", None, True])
+def test_a_box_of_something_else_says_nothing_about_the_rest(strange: object, tmp_path: Path) -> None:
+    wrong = BOX | {"id": 9, "bbox": [1, 1, strange, 5]}
+    assert (
+        "file whose boxes look like two corners" in load(tmp_path, annotations=[*at(*CORNERS), wrong]).problems.counts
+    )
+
+
+def test_annotations_that_are_no_objects_are_named(tmp_path: Path) -> None:
+    split = load(tmp_path, annotations=[BOX, 3, "cup"])
+    assert "2 of annotations are no objects with keys" in split.problems.summary()
+    assert objects(split) == 1
+
+
 def test_annotations_of_which_none_can_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"train: none of its labels can be used \(1 are wrong, the first: .*cups\.json"

@@ -196,6 +196,21 @@ def test_epochs_are_given_or_shared_and_the_rest_is_split() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stages", "first", "epochs"), [([{}], 5, 1), ([{}, {}], 5, 5), ([{}, {"share": 0.5}, {}], 4, 5), ([{}, {}], 6, 5)]
+)
+def test_a_first_stage_that_leaves_nothing_to_the_others_is_refused(
+    stages: list[dict[str, Any]], first: int, epochs: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"freeze_epochs: {first} are the first stage's.* but the run has {epochs}"):
+        stage_epochs(plan_of(*stages), TrainConfig(epochs=epochs, freeze_epochs=first))
+
+
+@pytest.mark.parametrize("stages", [[{}], [{}, {"epochs": 3}]])
+def test_a_first_stage_may_have_all_that_no_other_asks_for(stages: list[dict[str, Any]]) -> None:
+    assert stage_epochs(plan_of(*stages), TrainConfig(epochs=4, freeze_epochs=4))[0] == 4
+
+
+@pytest.mark.parametrize(
     ("stage", "message"),
     [
         ({"train": ["detecter"]}, "plan: stage '0': train: this model has no part 'detecter'; did you mean 'detector'"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ Identity = int | str
 NUMBER_AS_TEXT = r"\s*-?\d{1,100}\s*"
 """Python refuses to read thousands of digits."""
 SKIPPED = "annotation that can not be used (skipped)"
+LARGEST = 1e9
+FEWEST_TO_JUDGE = 5
+MANY_BEYOND = 0.1
+"""So many boxes, and such a part of them outside, tell that it is no slip."""
 SAME_OBJECT_OVERLAP = 0.5
 """Annotations of one id in two files are the same object if their boxes agree at least so much (IoU)."""
 
@@ -60,6 +64,7 @@ def read_annotations(
         lack = '"annotations" is no list' if "annotations" in file.content else 'no "annotations"'
         problems.add("file without annotations (for prediction only)", file.path, f"{lack}: nothing to train on")
         return
+    _name_what_is_odd(file, problems)
     left_out = {identity_of(category.get("id")) for category in file.entries("categories")} - set(file.classes)
     listed = {identity_of(entry.get("id")) for entry in file.entries("images")}
     seen: set[Identity] = set()
@@ -88,6 +93,32 @@ def read_annotations(
         file.has_masks |= instance.segment is not None and not instance.crowd
         _add(image, instance, key, keys[image.path], again=key in seen)
         seen.add(key)
+
+
+def _name_what_is_odd(file: CocoFile, problems: Problems) -> None:
+    """Of the annotations as a whole."""
+    entries = file.entries("annotations")
+    if strange := len(file.content["annotations"]) - len(entries):
+        problems.add(SKIPPED, file.path, f"{strange} of annotations are no objects with keys, {{...}}")
+    found = [(entry.get("bbox"), file.images.get(identity_of(entry.get("image_id")))) for entry in entries]
+    boxes = [[*box, image.width, image.height] for box, image in found if image is not None and _is_box(box)]
+    if len(boxes) < FEWEST_TO_JUDGE:
+        return
+    x, y, width, height, *sides = np.array(boxes, np.float64).T
+    beyond = (x + width > sides[0] + 1) | (y + height > sides[1] + 1)
+    between = (x < width) & (width <= sides[0] + 1) & (y < height) & (height <= sides[1] + 1)
+    if between.all() and beyond.mean() > MANY_BEYOND:
+        problems.add(
+            "file whose boxes look like two corners",
+            file.path,
+            f"as x, y, width, height, which COCO has, {beyond.sum()} of {len(boxes)} would leave their image, as two "
+            "corners none; write width and height",
+        )
+
+
+def _is_box(box: Any) -> TypeGuard[list[float]]:
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(one) in (int, float) for one in box)
+    return numbers and all(abs(one) < LARGEST for one in box)
 
 
 def _add(

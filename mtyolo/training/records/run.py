@@ -149,8 +149,10 @@ def _make_room(folder: Path, *, alone: bool) -> None:
 
 def refuse_taken(folder: Path, *, alone: bool = True) -> None:
     """Raises ConfigError where a run can not begin, because one has trained there, or a file has this name."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: the run's folder is a file; name another --out (in Python out=)")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        what = "the run's folder" if there == folder else there
+        raise ConfigError(f"{folder}: {what} is a file; name another --out (in Python out=)")
     if any(not alone or _has_trained(path) for path in _states(folder)):
         raise ConfigError(
             f"{folder}: a run is already there; go on with --resume {folder}, or name another --out "
