@@ -50,6 +50,10 @@ FEATURES = "stages.0.distill.teachers.0.features"
             "stages.0.distill.teachers.0.weights: a path is expected, got an empty text; name a file or folder, or "
             "leave the key out",
         ),
+        (
+            teacher(weights="a\0.pt"),
+            "stages.0.distill.teachers.0.weights: a path has no character of code 0, and this has one; write it anew",
+        ),
         ({"epochs": True}, "stages.0.epochs: a number is expected, got True"),
         ({"tasks": []}, "stages.0.tasks: List should have at least 1 item after validation, not 0, got []"),
         (

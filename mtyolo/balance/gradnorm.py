@@ -22,6 +22,8 @@ class GradNorm:
 
     G_k: norm of the gradient of w_k L_k on the features; r_k: L_k / L_k(0) over its mean. The weights descend on
     sum |G_k - mean(G) r_k^ALPHA|, whose second term is a constant, and are then scaled to add up to their number.
+    Losses that do not pull on the features, as teachers' of deeper layers, keep their weight, and so do those that are
+    absent.
     """
 
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
@@ -37,8 +39,10 @@ class GradNorm:
         values = {task: losses[task] * self.factors.get(task, 1.0) for task in self.tasks if task in losses}
         chosen = dict(zip(self.tasks, self.weights.tolist(), strict=True))
         if features and len(values) > 1:
-            norms = torch.stack([_norm(value, features) for value in values.values()])
-            self._learn(values, norms.cpu())
+            norms = torch.stack([_norm(value, features) for value in values.values()]).cpu()
+            pulling = {task: value for (task, value), norm in zip(values.items(), norms, strict=True) if norm > 0}
+            if len(pulling) > 1:
+                self._learn(pulling, norms[norms > 0])
         used = weighted_backward(values, chosen, scale)
         return {task: weight * self.factors.get(task, 1.0) for task, weight in used.items()}
 
@@ -46,17 +50,17 @@ class GradNorm:
         for task, value in values.items():
             self.first.setdefault(task, float(value.detach()))
         rates = torch.tensor([float(value.detach()) / self.first[task] for task, value in values.items()])
-        pulls = self.weights[[self.tasks.index(task) for task in values]] * norms
+        present = [self.tasks.index(task) for task in values]
+        pulls = self.weights[present] * norms
         targets = (pulls.mean() * (rates / rates.mean()) ** ALPHA).detach()
         self.optimizer.zero_grad()
         (pulls - targets).abs().sum().backward()
         before = self.weights.detach().clone()
         self.optimizer.step()
         with torch.no_grad():
-            absent = [number for number, task in enumerate(self.tasks) if task not in values]
-            self.weights[absent] = before[absent]  # Adam's momentum would move them on
-            self.weights.clamp_(min=SMALLEST_WEIGHT)
-            self.weights *= len(self.tasks) / self.weights.sum()
+            learned = self.weights[present].clamp(min=SMALLEST_WEIGHT)
+            self.weights.copy_(before)  # Adam's momentum would move the others on
+            self.weights[present] = learned * before[present].sum() / learned.sum()
 
     def end_epoch(self) -> None:
         pass

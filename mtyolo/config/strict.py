@@ -21,6 +21,8 @@ def _no_truth(value: Any) -> Any:
 def _as_text(value: Any) -> Any:
     if value == "":
         raise ValueError("a path is expected, got an empty text; name a file or folder, or leave the key out")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("a path has no character of code 0, and this has one; write it anew")
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -231,6 +231,19 @@ def test_gradnorm_leaves_the_weight_of_an_absent_task_where_it_was() -> None:
     assert after[2] == pytest.approx(before[2], abs=1e-5)
 
 
+def test_gradnorm_leaves_out_what_does_not_pull_on_the_features() -> None:
+    """As a teacher's term on deeper layers: whatever the others' weights, its pull stays zero."""
+    shared, balancer = Shared([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), make_balancer("gradnorm", THREE)
+    for _ in range(400):
+        weights = shared.step(balancer, {"detect": 1.0, "segment": 1.0, "keypoint": 50.0})
+    assert weights == pytest.approx({"detect": 0.5, "segment": 1.5, "keypoint": 1.0}, abs=0.05)
+    assert shared.heads.grad is not None
+    assert float(shared.heads.grad[2]) == pytest.approx(1.0), "it is learned all the same"
+    one, balancer = Shared([[3.0, 0.0], [0.0, 0.0]]), make_balancer("gradnorm", TASKS)
+    assert one.step(balancer, {"detect": 1.0, "segment": 1.0}) == {"detect": 1.0, "segment": 1.0}
+    assert balancer.state_dict()["weights"].tolist() == [1.0, 1.0], "nothing to weigh against"
+
+
 @pytest.mark.parametrize("word", sorted({*SCALARIZERS, "gradnorm", "gradvac"}))
 def test_state_is_saved_and_resumed(word: str, tmp_path) -> None:
     # Back and forth, so that Adam's momentum is not the size of its first step.
