@@ -52,7 +52,8 @@ class FeatureTerm(nn.Module):
 
 
 class GradientTerm(FeatureTerm):
-    """The same on gradients of the detection loss by what the head takes; zero without labels.
+    """The same on gradients of the detection loss by what the head takes; zero, without a gradient, where no image is
+    labelled.
 
     The student's is itself differentiated: a second backward pass through its head.
     """
@@ -65,6 +66,8 @@ class GradientTerm(FeatureTerm):
     def forward(
         self, model: Model, outputs: Outputs, seen: Mapping[int, Tensor], lesson: Lesson, targets: Targets
     ) -> Tensor:
+        if not bool(targets.labelled["detect"].any()):
+            return outputs.detect[0].new_zeros(())  # what leads to a zero would decay and drift
         still = [pair.student for pair in self.pairs if not seen[pair.student].requires_grad]
         if still:
             raise ConfigError(
@@ -74,14 +77,21 @@ class GradientTerm(FeatureTerm):
         source = self._teacher[0].source
         assert isinstance(source, Model)
         own, theirs = neck_of(model), neck_of(source)
-        # The student's raw maps lead to what the branches see, where balancers ask for gradients.
-        raw = {own.index(pair.student): outputs.detect[own.index(pair.student)] for pair in self.pairs}
         taken = {theirs.index(pair.teacher): lesson.features[pair.teacher] for pair in self.pairs}
-        found, wanted = detection_gradients([Side(model, raw, raw=True), Side(source, taken)], targets)
+        sides = [_student_side(model, outputs, [own.index(pair.student) for pair in self.pairs]), Side(source, taken)]
+        found, wanted = detection_gradients(sides, targets)
         return self._sum(
             {own[level]: gradient for level, gradient in found.items()},
             {theirs[level]: gradient for level, gradient in wanted.items()},
         )
+
+
+def _student_side(model: Model, outputs: Outputs, levels: Sequence[int]) -> Side:
+    """Both lead to what the branches see, where balancers ask for gradients. Raw maps are there already; in half
+    precision they are rounded, as the teacher's are not."""
+    raw = outputs.detect[0].dtype == torch.float32
+    maps = outputs.detect if raw else list(outputs.fused.values())
+    return Side(model, {level: maps[level] for level in levels}, raw)
 
 
 def make_feature_terms(config: TeacherConfig, student: Model, opened: Opened) -> list[FeatureTerm]:

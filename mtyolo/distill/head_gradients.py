@@ -23,7 +23,7 @@ from mtyolo.tasks.rows import rows_and_column, rows_at
 
 class Side(NamedTuple):
     """A model, and what is there of its levels, which are numbered fine to coarse: what the head takes, [B, C, H, W],
-    or, raw, what it made of that, [B, A, H, W, 5 + classes]."""
+    or, raw, what it made of that, [B, A, H, W, 5 + classes], in single precision."""
 
     model: Model
     levels: Mapping[int, Tensor]
@@ -90,8 +90,7 @@ class _Head(NamedTuple):
 
     def _found(self, matched: _Matched) -> tuple[Tensor, Tensor]:
         """Rows and objectness."""
-        rows, objectness = rows_and_column(self.given, matched.cells, OBJECTNESS)
-        return rows.float(), objectness.float()
+        return rows_and_column(self.given, matched.cells, OBJECTNESS)
 
     def _made(self, matched: _Matched) -> tuple[Tensor, Tensor]:
         positions = self.given.float().movedim(1, -1).flatten(0, 2)

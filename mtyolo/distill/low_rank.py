@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtyolo.tasks.rows import add_at
+
 SMALLEST_SQUARE = 1e-24
 """Of a length: what is shorter has no direction."""
 
@@ -42,7 +44,7 @@ class _Parted(NamedTuple):
         """[B], of each image's maps as one vector with the other's. images: [N] of each place."""
         among = self.directions @ other.directions.t()
         everywhere = ((self.amounts.mT @ other.amounts) * among).sum((1, 2))
-        return _added(everywhere, images, torch.linalg.vecdot(self.rows, other.rows))
+        return add_at(everywhere, images, torch.linalg.vecdot(self.rows, other.rows))
 
 
 def angle(student: LowRank, teacher: LowRank) -> Tensor:
@@ -53,7 +55,8 @@ def angle(student: LowRank, teacher: LowRank) -> Tensor:
     own, other = _parted(student, places), _parted(teacher, places)
     squares, others = own.product(own, images), other.product(other, images)
     there = (squares > SMALLEST_SQUARE) & (others > SMALLEST_SQUARE)
-    lengths = torch.where(there, squares * others, 1).sqrt()
+    # Each by itself: the product of what is small twice would be nothing.
+    lengths = torch.where(there, squares, 1).sqrt() * torch.where(there, others, 1).sqrt()
     cosines = torch.where(there, own.product(other, images), 0) / lengths
     return (there.sum() - cosines.sum()) / there.sum().clamp(min=1)
 
@@ -61,12 +64,5 @@ def angle(student: LowRank, teacher: LowRank) -> Tensor:
 def _parted(maps: LowRank, places: Tensor) -> _Parted:
     """places: in order, each once, the maps' own among them."""
     amounts = maps.amounts.flatten(0, 1)
-    rows = _added(amounts[places] @ maps.directions, torch.searchsorted(places, maps.places), maps.rows)
+    rows = add_at(amounts[places] @ maps.directions, torch.searchsorted(places, maps.places), maps.rows)
     return _Parted(amounts.index_fill(0, places, 0).view_as(maps.amounts), maps.directions, rows)
-
-
-def _added(whole: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
-    """In a fixed order, on a GPU, too."""
-    if whole.device.type == "cpu":
-        return whole.index_add(0, numbers, rows)
-    return whole.index_put((numbers,), rows, accumulate=True)

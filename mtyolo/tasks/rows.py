@@ -31,6 +31,14 @@ def rows_and_column(level: Tensor, numbers: Tensor, column: int) -> tuple[Tensor
     return picked, whole
 
 
+def add_at(rows: Tensor, numbers: Tensor, added: Tensor) -> Tensor:
+    """The rows, to which others are added in place at these numbers, which may repeat."""
+    if rows.device.type == "cpu":
+        return rows.index_add_(0, numbers, added)
+    # In a fixed order; on a CPU the other's is fixed, too, in a fifth of the time.
+    return rows.index_put_((numbers,), added, accumulate=True)
+
+
 def gathered(level: Tensor) -> Tensor:
     """The same map, for several losses: one map of gradient for all rows that they take from what is returned.
 
@@ -68,7 +76,7 @@ class _Picked(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Back to a map that is zero elsewhere; by itself, as teachers' gradient similarity differentiates it, too."""
+    """Back to a map that is zero elsewhere; by itself, so that who differentiates again can differentiate it, too."""
 
     @staticmethod
     def forward(
@@ -117,10 +125,6 @@ def _laid_out(gradient: Tensor) -> Tensor:
 def _add(spread: Tensor, wanted: Wanted, slopes: Slopes) -> None:
     """To a map, in place."""
     (numbers, column), (picked, whole) = wanted, slopes
-    rows = rows_of(spread)
-    if rows.device.type == "cpu":
-        rows.index_add_(0, numbers, picked)
-    else:  # in a fixed order where numbers repeat; on a CPU the other's is fixed, too, in a fifth of the time
-        rows.index_put_((numbers,), picked, accumulate=True)
+    rows = add_at(rows_of(spread), numbers, picked)
     if whole is not None:
         rows[:, column] += whole

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shape_runs import distiller_of, shape_batch, shape_model, teacher_file
+from shape_runs import certain, distiller_of, shape_batch, shape_model
+from tiny_students import with_statistics
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtyolo.checkpoint import save_weights
 from mtyolo.distill.compared import relative_error
 from mtyolo.distill.feature_terms import detection_loss
 from mtyolo.distill.features import FEATURE_LOSSES, PUBLISHED_WEIGHTS
@@ -28,7 +30,9 @@ P3, P4, P5 = 17, 20, 23
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """As wide as the student, so that nothing is projected."""
-    return teacher_file(tmp_path_factory.mktemp("teacher"))
+    return str(
+        save_weights(with_statistics(certain(shape_model(1))), tmp_path_factory.mktemp("teacher") / "a.safetensors")
+    )
 
 
 @pytest.fixture
@@ -141,10 +145,12 @@ def test_pooled_maps_of_both_are_compared(
 
 
 def test_a_sum_over_pooled_positions_weighs_as_much_as_over_all(weights: str, student: Model) -> None:
-    terms = [{"method": "mgd"}, {"method": "mgd", "weight": 3.0}, {"method": "fitnets"}]
+    methods = sorted(FEATURE_LOSSES.keys() - {"gradient"})
+    terms = [*({"method": method} for method in methods), {"method": "mgd", "weight": 3.0}]
     distiller = distiller_of(student, {"weights": weights, "features": terms, "pool": 4})
-    found = [[pair.weight for pair in term.pairs] for term in distiller.courses[0].features]
-    assert found == [[16 * 2e-5] * 3, [48.0] * 3, [1.0] * 3]
+    *found, chosen = [{pair.weight for pair in term.pairs} for term in distiller.courses[0].features]
+    assert found == [{PUBLISHED_WEIGHTS[method] * (16 if method == "mgd" else 1)} for method in methods]
+    assert chosen == {48.0}
 
 
 def test_outputs_that_nothing_looks_at_are_not_read(weights: str, student: Model, batch: Batch, tmp_path: Path) -> None:

@@ -166,14 +166,18 @@ def test_masked_generation_agrees_with_a_loop_over_the_positions_that_are_shown(
 @pytest.mark.parametrize("own", [2, 5], ids=["fewer channels", "more channels"])
 def test_masked_generation_generates_from_projected_features(own: int) -> None:
     """However they are multiplied; and what is learned gets the same derivatives."""
-    loss, student, teacher = MaskedGeneration(own, CHANNELS).double(), features(0, own).double(), features(1).double()
+    loss = MaskedGeneration(own, CHANNELS).double()
+    student, teacher = (
+        torch.cat((features(seed, channels), features(2 + seed, channels)[:1])).double()
+        for seed, channels in enumerate((own, CHANNELS))
+    )
     student.requires_grad_()
     torch.manual_seed(3)
     found = loss(student, teacher)
     torch.manual_seed(3)
-    shown = torch.rand(BATCH, 1, HEIGHT, WIDTH) >= 0.65
+    shown = torch.rand(3, 1, HEIGHT, WIDTH) >= 0.65
     made = loss.generator(loss.projector(student) * shown)
-    wanted = (made - teacher).square().sum() / BATCH
+    wanted = (made - teacher).square().sum() / 3
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-9)
     learned = [student, *loss.parameters()]
     for one, other in zip(torch.autograd.grad(found, learned), torch.autograd.grad(wanted, learned), strict=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from shape_runs import distiller_of, shape_batch, shape_model
 from test_low_rank import written_out
+from tiny_students import with_statistics
 from torch import Tensor
 
 from mtyolo.checkpoint import save_weights
@@ -93,19 +95,65 @@ def test_features_that_nothing_learns_from_get_a_gradient_without_a_history(batc
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=1e-3 * float(wanted.abs().max()))
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch: Batch, tmp_path: Path) -> None:
+def test_of_images_that_are_no_squares_it_is_the_same(batch: Batch) -> None:
+    assert batch.images is not None
+    model, narrow = shape_model().eval(), replace(batch, images=batch.images[..., :32].contiguous())
+    fused, maps, expected = whole(model, narrow, narrow.targets)
+    for side in (Side(model, dict(enumerate(fused))), Side(model, dict(enumerate(maps)), raw=True)):
+        for one, wanted in zip(gradients(side, narrow.targets), expected, strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-8)
+
+
+def test_each_side_has_the_matches_of_its_own_anchors(batch: Batch) -> None:
+    """Beside another as by itself."""
+    models = [shape_model(seed).eval() for seed in range(2)]
+    models[1].anchors.mul_(1.7)
+    sides = [Side(model, dict(enumerate(whole(model, batch, batch.targets)[0]))) for model in models]
+    for side, together in zip(sides, detection_gradients(sides, batch.targets), strict=True):
+        (alone,) = detection_gradients([side], batch.targets)
+        for level, maps in alone.items():
+            torch.testing.assert_close(written_out(together[level]), written_out(maps))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(
+    precision: torch.dtype, batch: Batch, tmp_path: Path
+) -> None:
     """At no level: also where a finer one leads to the coarser."""
     assert batch.images is not None
-    student = shape_model().eval()
+    student = with_statistics(shape_model())
     weights = str(save_weights(student, tmp_path / "same.safetensors"))
     distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
-    with distiller.watching(drawn(batch.images)) as seen:
-        outputs = student(pixels(batch.images))
-    (found,) = distiller(student, outputs, seen, batch.targets).values()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        with distiller.watching(drawn(batch.images)) as seen:
+            outputs = student(pixels(batch.images))
+        (found,) = distiller(student, outputs, seen, batch.targets).values()
     assert float(found.detach()) == pytest.approx(0, abs=1e-5)
     learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
     pulls = torch.autograd.grad(found, learned, allow_unused=True)
     assert max(float(pull.abs().max()) for pull in pulls if pull is not None) < 1e-3
+
+
+def test_without_labels_nothing_leads_to_the_term_and_without_objects_background_does(
+    batch: Batch, tmp_path: Path
+) -> None:
+    """A zero that something leads to would let it decay."""
+    assert batch.images is not None
+    student = shape_model()
+    weights = str(save_weights(shape_model(1), tmp_path / "other.safetensors"))
+    distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
+    with distiller.watching(drawn(batch.images)) as seen:
+        outputs = student(pixels(batch.images))
+    no, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    (found,) = distiller(
+        student, outputs, seen, Targets(no, no, nothing, labelled={"detect": torch.ones(4) > 0})
+    ).values()
+    assert found.requires_grad
+    assert float(found.detach()) > 0
+    batch.targets.labelled["detect"] = torch.zeros(4, dtype=torch.bool)
+    (found,) = distiller(student, outputs, seen, batch.targets).values()
+    assert not found.requires_grad
+    assert float(found) == 0
 
 
 def test_balancers_find_the_term_at_what_the_branches_see(batch: Batch, tmp_path: Path) -> None:
