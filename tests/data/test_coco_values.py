@@ -154,8 +154,9 @@ def test_boxes_written_as_two_corners_are_named(tmp_path: Path) -> None:
         [*CORNERS, [10, 70, 60, 20]],
         [[10, 10, 30, 40], [5, 20, 70, 50], [1, 2, 80, 70], [3, 3, 90, 70], [20, 20, 60, 55]],
         [*CORNERS, [10, 10, 104, 40]],
+        [*[[10, 10, 30, 40]] * 11, [40, 40, 60, 60]],
     ],
-    ids=["too few to tell", "no corners by width", "no corners by height", "inside", "beyond as corners"],
+    ids=["too few to tell", "no corners by width", "no corners by height", "inside", "beyond as corners", "one slip"],
 )
 def test_other_boxes_are_not(boxes: list[list[float]], tmp_path: Path) -> None:
     assert not load(tmp_path, annotations=at(*boxes)).problems.counts

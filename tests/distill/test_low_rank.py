@@ -94,11 +94,11 @@ def test_small_ones_are_compared_as_large_ones() -> None:
     def scaled(maps: LowRank, factor: float) -> LowRank:
         return LowRank(maps.amounts.float() * factor, maps.directions.float(), maps.places, maps.rows.float() * factor)
 
-    (large, parts), (small, small_parts) = learning(scaled(some(0), 1)), learning(scaled(some(0), 1e-11))
-    found, wanted = angle(small, scaled(some(1), 1e-11)), angle(large, scaled(some(1), 1))
+    (large, parts), (small, small_parts) = learning(scaled(some(0), 1)), learning(scaled(some(0), 1e-12))
+    found, wanted = angle(small, scaled(some(1), 1e-12)), angle(large, scaled(some(1), 1))
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
     pulls = zip(
-        torch.autograd.grad(found, small_parts), torch.autograd.grad(wanted, parts), (1e-11, 1, 1e-11), strict=True
+        torch.autograd.grad(found, small_parts), torch.autograd.grad(wanted, parts), (1e-12, 1, 1e-12), strict=True
     )
     for one, other, factor in pulls:
         torch.testing.assert_close(one * factor, other, rtol=1e-3, atol=1e-5)
