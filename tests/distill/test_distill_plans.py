@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from shape_runs import ALL_TASKS, POINTS, SIDE, certain, shape_config, shape_model
+from shape_runs import ALL_TASKS, NAMES, POINTS, SIDE, certain, shape_config, shape_model
 from tiny_families import family_file
 from tiny_students import with_statistics
 from torch import Tensor
 
+from mtyolo.assembly import build
 from mtyolo.checkpoint import save_weights
 from mtyolo.config.model import shipped_configs
 from mtyolo.config.plan import PlanConfig, read_plan
+from mtyolo.config.reading import read_yaml
 from mtyolo.config.training import AugmentConfig
 from mtyolo.data.creatures import CLASSES
 from mtyolo.data.shapes import make_shapes
@@ -39,9 +41,29 @@ WHAT_MOVES = {
     "distill-in-two-steps": [ALL],
     "distill-features": [Moves(("",), ("",), FIRST_BLOCKS), ALL],
     "distill-two-teachers": [Moves(("branches.",), ("branches.",)), ALL],
+    "distill-adapters": [Moves(("adapters.",), ("adapters.",))],
     # Without labels nobody teaches masks and points.
     "distill-unlabelled": [Moves(("graph.", "branches.detect."), ("graph.",))],
 }
+
+
+def with_adapters() -> Model:
+    torch.manual_seed(0)
+    graph = dict(read_yaml(shipped_configs() / "yolov5n.yaml").content) | {
+        "width_multiple": 0.05,
+        "depth_multiple": 0.1,
+    }
+    extractor = {"name": "timm/mobilenetv2_035", "weights": "none"}
+    config = {"extractor": extractor, "adapters": {"type": "conv"}, "detector": {"graph": graph}}
+    return build(config, names=NAMES)
+
+
+def all_tasks() -> Model:
+    return shape_model(**ALL_TASKS)
+
+
+STUDENTS = {"distill-adapters": with_adapters}
+"""Where it is not a model of images, of all tasks."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +82,12 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("teachers")
     detector = save_weights(certain(shape_model(1, width=0.1)), folder / "yolov5s.safetensors")
     pose = family_file(folder, "yolo11n-pose.yaml", names={0: CLASSES[0], 1: "person"}, kpt_shape=[POINTS, 3])
-    return {"yolov5s.pt": str(detector), "medium": str(detector), "yolo11n-pose.pt": str(pose)}
+    return {
+        "yolov5n.pt": str(detector),
+        "yolov5s.pt": str(detector),
+        "medium": str(detector),
+        "yolo11n-pose.pt": str(pose),
+    }
 
 
 def with_teachers(plan: PlanConfig, teachers: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -90,7 +117,7 @@ def test_exactly_what_a_stage_names_moves(
     name: str, teachers: dict[str, str], large_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # caches lie where the run is
-    model, plan = with_statistics(shape_model(**ALL_TASKS)), read_plan(name)
+    model, plan = with_statistics(STUDENTS.get(name, all_tasks)()), read_plan(name)
     config = shape_config(lr=0.1, augment=AugmentConfig(**dict.fromkeys(AugmentConfig.model_fields, 0.0)))
     parameters = {key for key, _ in model.named_parameters()}
     statistics = {key for key, _ in model.named_buffers() if "anchors" not in key}
