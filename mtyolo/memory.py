@@ -57,6 +57,14 @@ def kept_memory() -> Iterator[None]:
         _holders.change(-1, library)
 
 
+def give_back() -> None:
+    """What is kept goes back to the system now: before processes are forked, each of which would hold on to all of it
+    while this one writes there, and so needs it anew."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
 def _glibc() -> ctypes.CDLL | None:
     own_rules = any(name in os.environ for name in SETTINGS)
     if os.name != "posix" or own_rules or current_thread() is not main_thread():

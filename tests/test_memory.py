@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from mtyolo import memory
-from mtyolo.memory import KEPT, SETTINGS, STOCK, kept_memory
+from mtyolo.data.loader import Loader
+from mtyolo.memory import KEPT, SETTINGS, STOCK, give_back, kept_memory
 
 
 class Library:
@@ -106,3 +109,33 @@ def test_other_threads_have_heaps_of_their_own(library: Library) -> None:
     thread.start()
     thread.join()
     assert not library.told
+
+
+def test_it_can_be_given_back_on_the_way(library: Library) -> None:
+    with kept_memory():
+        give_back()
+        assert library.trimmed == 1
+    assert library.told == [*KEPT.items(), *STOCK.items()]
+
+
+class OwnMemory(Dataset[int]):
+    """Bytes of the process that asks, without files."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the memory of processes, from Linux")
+def test_processes_that_read_images_do_not_hold_what_was_freed() -> None:
+    """Else they take their part of it as soon as this process writes there again."""
+    size = 2**30
+    with kept_memory():
+        (small,) = Loader(OwnMemory(), batch_size=None, num_workers=1)  # type: ignore[arg-type]
+        maps = [torch.ones(size // 16, dtype=torch.uint8) for _ in range(16)]
+        del maps
+        (found,) = Loader(OwnMemory(), batch_size=None, num_workers=1)  # type: ignore[arg-type]
+    assert found < small + size / 2  # type: ignore[operator]

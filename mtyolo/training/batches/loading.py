@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from mtyolo.data.loader import Loader
 from mtyolo.errors import DataError
 from mtyolo.structures import Batch
 
@@ -59,7 +60,7 @@ class StageLoader:
         self.dataset: Any = loader.dataset
         self.views = views
         self.portion = Portion(loader.batch_sampler, process, processes, repeat)  # type: ignore[arg-type]
-        self.loader = DataLoader(
+        self.loader = Loader(
             loader.dataset,
             batch_sampler=self.portion,
             num_workers=loader.num_workers,
