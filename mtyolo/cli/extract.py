@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtyolo.cli import options
+from mtyolo.cli.chance import is_drawn
 from mtyolo.cli.estimate import say_estimate
 from mtyolo.cli.output import say
 
@@ -134,12 +135,10 @@ def extract(
 
 def _warn_of_chance(model: Model, config: ExtractorConfig) -> None:
     """A class of one's own may draw its weights at random; then this store is all that is left of them."""
-    from mtyolo.extractors import make_extractor
-    from mtyolo.extractors.pretrained import identity_of
+    from mtyolo.extractors.base import Extractor
 
-    assert model.extractor is not None
-    again = make_extractor(config, (), trust=True)
-    if identity_of(again) != identity_of(model.extractor):
+    assert isinstance(model.extractor, Extractor)
+    if is_drawn(model.extractor, config):
         say(
             f"warning: {config.name} has other weights each time it is made, so no model trained on this store can be "
             "used with images; save them as .safetensors, and name that file under extractor.weights"

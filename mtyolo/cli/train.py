@@ -9,6 +9,7 @@ import typer
 
 from mtyolo.cli import options
 from mtyolo.cli.automatic import measured_batch, refuse_what_is_not_measured
+from mtyolo.cli.chance import say_of_chance
 from mtyolo.cli.output import say
 from mtyolo.cli.rehearsal import say_rehearsal
 from mtyolo.config.plan import read_plan
@@ -173,6 +174,8 @@ def train(
     if opened is not None:
         chosen = freezing_plan(weights or model, opened, features) if freeze_det else plan
         say_without_effect(given | {"no_augment": no_augment}, chosen, opened)
+        if features is None:
+            say_of_chance(opened, weights or model, chosen)
     if dry_run and opened is not None and data is not None:
         own = {"trust": trust}
         say_rehearsal(opened, data, plan=chosen, config=settings, features=features, own=own, out=out)

@@ -123,6 +123,7 @@ def _time(stage: Stage, state: RunState, tools: Tools, val_every: int, *, tried:
 def _step(stage: Stage, work: StageWork, state: RunState, tools: Tools) -> float:
     """Seconds, the second time that the same batches are seen, as in all epochs but the first."""
     steps = min(STEPS, len(work.loader))
+    tools.display.say(f"trying {stage.name}: {steps} steps twice, and a part of the validation")
     tools.display.epoch_begins(f"trying {stage.name}", 2 * steps, 0)
     for group in work.optimizer.param_groups:
         group["lr"] = 0.0

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 import mtyolo
 from mtyolo.assembly import build
+from mtyolo.checkpoint import save_weights
 from mtyolo.cli.main import USER_ERROR, main
 from mtyolo.cli.train import freezing_plan, say_without_effect
+from mtyolo.data.creatures import CLASSES
 from mtyolo.training.stopping import Interrupted
 
 SMALL = ["--imgsz", "64", "--device", "cpu"]
@@ -210,6 +212,36 @@ def test_features_of_an_extractor_with_random_weights_come_with_a_warning(
     arguments = ["extract", "-m", "own.yaml", "-d", str(shapes), "--imgsz", "64", "--out", "store", "--trust"]
     assert main(arguments) == 0
     assert "drawn_by_chance:Colours has other weights each time it is made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--plan", "align"], True),
+        (["--plan", "both.yaml"], False),
+        (["--plan", "frozen.yaml"], True),
+        (["--plan", "all-at-once"], False),
+    ],
+)
+def test_an_extractor_from_chance_that_no_stage_trains_comes_with_a_warning(
+    options: list[str],
+    warned: bool,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "both.yaml").write_text("stages: [{name: a, train: [extractor, adapters]}]")
+    (tmp_path / "frozen.yaml").write_text("stages: [{name: a, train: all, freeze: [extractor]}]")
+    extractor = "extractor: {name: timm/mobilenetv2_035, weights: WEIGHTS}\n"
+    (tmp_path / "m.yaml").write_text(extractor.replace("WEIGHTS", "none") + "detector: {graph: yolov5n.yaml}\n")
+    weights = save_weights(build("m.yaml", names=dict(enumerate(CLASSES))), tmp_path / "learned.safetensors")
+    arguments = ["train", "-d", str(shapes), "--imgsz", "64", "--batch", "2", "--workers", "0", "--dry-run", *options]
+    for source in (["-m", "m.yaml"], ["-m", str(weights)]):
+        main([*arguments, *source])
+        said = capsys.readouterr().err
+        assert ("has its weights from chance" in said) == (warned and source[1] == "m.yaml"), said
 
 
 def test_the_command_to_go_on_with_can_be_copied(tmp_path: Path) -> None:
