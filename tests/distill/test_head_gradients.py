@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mtyolo.distill.feature_terms import detection_loss
 from mtyolo.distill.head_gradients import Side, detection_gradients
 from mtyolo.distill.pictures import drawn
 from mtyolo.model import Model, pixels
-from mtyolo.structures import Batch, Targets
+from mtyolo.structures import Batch, Outputs, Targets
 
 
 @pytest.fixture
@@ -134,35 +135,43 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(
     assert max(float(pull.abs().max()) for pull in pulls if pull is not None) < 1e-3
 
 
-def test_without_labels_nothing_leads_to_the_term_and_without_objects_background_does(
-    batch: Batch, tmp_path: Path
-) -> None:
-    """A zero that something leads to would let it decay."""
+Judge = Callable[[Targets], Tensor]
+"""The term for a batch's pictures with these targets."""
+
+
+@pytest.fixture
+def judged(batch: Batch, tmp_path: Path) -> tuple[Outputs, Judge]:
+    """What a student gives, and how another teaches it."""
     assert batch.images is not None
     student = shape_model()
     weights = str(save_weights(shape_model(1), tmp_path / "other.safetensors"))
     distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
     with distiller.watching(drawn(batch.images)) as seen:
         outputs = student(pixels(batch.images))
+
+    def judge(targets: Targets) -> Tensor:
+        (found,) = distiller(student, outputs, seen, targets).values()
+        return found
+
+    return outputs, judge
+
+
+def test_without_labels_nothing_leads_to_the_term_and_without_objects_background_does(
+    batch: Batch, judged: tuple[Outputs, Judge]
+) -> None:
+    """A zero that something leads to would let it decay."""
+    _, judge = judged
     no, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
-    (found,) = distiller(
-        student, outputs, seen, Targets(no, no, nothing, labelled={"detect": torch.ones(4) > 0})
-    ).values()
+    found = judge(Targets(no, no, nothing, labelled={"detect": torch.ones(4) > 0}))
     assert found.requires_grad
     assert float(found.detach()) > 0
     batch.targets.labelled["detect"] = torch.zeros(4, dtype=torch.bool)
-    (found,) = distiller(student, outputs, seen, batch.targets).values()
+    found = judge(batch.targets)
     assert not found.requires_grad
     assert float(found) == 0
 
 
-def test_balancers_find_the_term_at_what_the_branches_see(batch: Batch, tmp_path: Path) -> None:
-    assert batch.images is not None
-    student = shape_model()
-    weights = str(save_weights(shape_model(1), tmp_path / "other.safetensors"))
-    distiller = distiller_of(student, {"weights": weights, "features": [{"method": "gradient"}]})
-    with distiller.watching(drawn(batch.images)) as seen:
-        outputs = student(pixels(batch.images))
-    (found,) = distiller(student, outputs, seen, batch.targets).values()
-    pulls = torch.autograd.grad(found, list(outputs.fused.values()))
+def test_balancers_find_the_term_at_what_the_branches_see(batch: Batch, judged: tuple[Outputs, Judge]) -> None:
+    outputs, judge = judged
+    pulls = torch.autograd.grad(judge(batch.targets), list(outputs.fused.values()))
     assert all(pull.any() for pull in pulls)
